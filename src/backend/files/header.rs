@@ -1,0 +1,198 @@
+//! A member's file: one line that says what it is, then the value untouched.
+//!
+//! ```text
+//! larder 1 codec=json version=42 deadline=none key="artist/daft_punk" length=19 crc32=1b2c3d4e
+//! ```
+//!
+//! `docs/format.md` has it byte by byte. The line has one spelling only: what is parsed is written again and compared.
+
+use std::fmt::Write;
+
+use crate::codec;
+use crate::key;
+use crate::map::MAX_VERSION;
+
+/// The version of the format that is written, and the newest that is read.
+pub(super) const FORMAT: u64 = 1;
+
+/// No header is longer: a key of 1,280 bytes is at most 7,680 when each of them is escaped.
+pub(super) const MAX_HEADER: usize = 8192;
+
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Header {
+    pub(super) collection: String,
+    pub(super) member: String,
+    pub(super) version: u64,
+    pub(super) codec: String,
+    pub(super) length: usize,
+    checksum: u32,
+}
+
+const CHECKSUM: &str = " crc32=";
+
+/// The line up to the checksum, which covers it.
+fn unsummed(collection: &str, member: &str, version: u64, codec: &str, length: usize) -> String {
+    // A string always has a JSON form; Display of serde_json's Value cannot fail.
+    let key = serde_json::Value::String(key::join(collection, member));
+    format!("larder {FORMAT} codec={codec} version={version} deadline=none key={key} length={length}")
+}
+
+/// Appends the whole file to `out`.
+pub(super) fn encode(out: &mut Vec<u8>, collection: &str, member: &str, version: u64, codec: &str, value: &[u8]) {
+    let start = unsummed(collection, member, version, codec, value.len());
+    let checksum = sum(start.as_bytes(), value);
+    out.reserve(start.len() + 16 + value.len());
+    out.extend_from_slice(start.as_bytes());
+    out.extend_from_slice(format!("{CHECKSUM}{checksum:08x}\n").as_bytes());
+    out.extend_from_slice(value);
+}
+
+/// CRC-32 (IEEE 802.3, as in zlib and PNG) of the line before the checksum and of the value.
+fn sum(start: &[u8], value: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(start);
+    hasher.update(value);
+    hasher.finalize()
+}
+
+/// Reads a whole file: its header and its value.
+///
+/// # Errors
+///
+/// The reason, in words, why this is not a member's file, whole and undamaged.
+pub(super) fn decode(file: &[u8]) -> Result<(Header, &[u8]), String> {
+    let (header, line) = parse(&file[..file.len().min(MAX_HEADER)])?;
+    let value = &file[line..];
+    if value.len() != header.length {
+        return Err(format!("it holds {} bytes of value and its header says {}", value.len(), header.length));
+    }
+    let summed = line - 1 - CHECKSUM.len() - 8;
+    let found = sum(&file[..summed], value);
+    if found != header.checksum {
+        return Err(format!("its checksum is {found:08x} and its header says {:08x}", header.checksum));
+    }
+    Ok((header, value))
+}
+
+/// Reads a header from a file's first bytes, and says where the value begins. The checksum is not looked at.
+pub(super) fn parse(start: &[u8]) -> Result<(Header, usize), String> {
+    if start.is_empty() {
+        return Err("it is empty".into());
+    }
+    if start.iter().all(|&b| b == 0) {
+        return Err("it is all zeros".into());
+    }
+    let Some(end) = start.iter().position(|&b| b == b'\n') else {
+        return Err("its first line has no end".into());
+    };
+    let line = std::str::from_utf8(&start[..end]).map_err(|_| "its first line is not UTF-8")?;
+    let rest = line.strip_prefix("larder ").ok_or("it does not begin with \"larder\"")?;
+    let (format, rest) = rest.split_once(' ').ok_or("its header is cut short")?;
+    match format.parse::<u64>() {
+        Ok(FORMAT) => {}
+        Ok(format) if format > FORMAT => {
+            return Err(format!("its format is {format}, and this version of larder reads up to {FORMAT}"));
+        }
+        _ => return Err(format!("its format is {format:?}, which never was")),
+    }
+    let mut rest = rest;
+    let codec = field(&mut rest, "codec=")?;
+    let version = number(field(&mut rest, "version=")?, "version")?;
+    let deadline = field(&mut rest, "deadline=")?;
+    if deadline != "none" {
+        return Err(format!("its deadline is {deadline:?}, and only \"none\" is known"));
+    }
+    let quoted = rest.strip_prefix("key=").ok_or("its header has no key")?;
+    let mut stream = serde_json::Deserializer::from_str(quoted).into_iter::<String>();
+    let Some(Ok(key)) = stream.next() else {
+        return Err("its key is not a JSON string".into());
+    };
+    rest =
+        quoted.get(stream.byte_offset()..).and_then(|rest| rest.strip_prefix(' ')).ok_or("its header is cut short")?;
+    let length = number(field(&mut rest, "length=")?, "length")?;
+    let digits = rest.strip_prefix("crc32=").ok_or("its header has no checksum")?;
+    let checksum = u32::from_str_radix(digits, 16).map_err(|_| "its checksum is not a number")?;
+    if !codec::is_codec_name(codec) {
+        return Err(format!("its codec {codec:?} is no name of a codec"));
+    }
+    if version > MAX_VERSION {
+        return Err(format!("its version {version} is above {MAX_VERSION}"));
+    }
+    let length = usize::try_from(length).map_err(|_| "its length is not of this world")?;
+    let (collection, member) = key::split(&key).map_err(|error| error.to_string())?;
+
+    let mut again = unsummed(collection, member, version, codec, length);
+    let _ = write!(again, "{CHECKSUM}{checksum:08x}");
+    if again != line {
+        return Err("its header is not spelled the way larder spells it".into());
+    }
+    let (collection, member) = (collection.to_owned(), member.to_owned());
+    let header = Header { collection, member, version, codec: codec.to_owned(), length, checksum };
+    Ok((header, end + 1))
+}
+
+fn field<'a>(rest: &mut &'a str, name: &str) -> Result<&'a str, String> {
+    let after = rest.strip_prefix(name).ok_or_else(|| format!("its header has no {name:?} where it belongs"))?;
+    let (value, after) = after.split_once(' ').ok_or("its header is cut short")?;
+    *rest = after;
+    Ok(value)
+}
+
+fn number(digits: &str, what: &str) -> Result<u64, String> {
+    digits.parse().map_err(|_| format!("its {what} {digits:?} is not a number"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample(member: &str, value: &[u8]) -> Vec<u8> {
+        let mut file = Vec::new();
+        encode(&mut file, "artist", member, 42, "json", value);
+        file
+    }
+
+    #[test]
+    fn the_header_is_as_documented() {
+        let file = sample("daft_punk", b"{\"quality\":\"epic\"}");
+        let expected = "larder 1 codec=json version=42 deadline=none key=\"artist/daft_punk\" length=18 crc32=";
+        let text = std::str::from_utf8(&file).unwrap();
+        assert!(text.starts_with(expected), "{text}");
+        assert!(text.ends_with("\n{\"quality\":\"epic\"}"));
+        // python3 -c 'import zlib; print("%08x" % zlib.crc32(line_before_" crc32=" + value))'
+        assert_eq!(&text[expected.len()..expected.len() + 8], "8853379c");
+    }
+
+    #[test]
+    fn every_key_and_value_comes_back() {
+        let hostile =
+            ["x", "a\nb", "q\"uo\\te", "sl/ash", " length=3 crc32=00000000", "\u{7f}\u{0}\u{1b}", "björk", "🦀"];
+        for member in hostile {
+            for value in [&b""[..], b"\n", b"\0\xff", &[b'x'; 10_000]] {
+                let file = sample(member, value);
+                let (header, found) = decode(&file).unwrap();
+                assert_eq!((&*header.collection, &*header.member, header.version), ("artist", member, 42));
+                assert_eq!((&*header.codec, found), ("json", value));
+            }
+        }
+        let longest = "\u{1}".repeat(key::MAX_MEMBER);
+        assert!(decode(&sample(&longest, b"v")).is_ok());
+    }
+
+    #[test]
+    fn a_file_cut_at_any_length_or_with_any_byte_changed_is_refused() {
+        let file = sample("daft punk", b"{\"quality\":\"epic\"}");
+        for end in 0..file.len() {
+            assert!(decode(&file[..end]).is_err(), "cut at {end}");
+        }
+        for at in 0..file.len() {
+            for flip in [1, 0x20, 0x80, 0xff] {
+                let mut damaged = file.clone();
+                damaged[at] ^= flip;
+                assert!(decode(&damaged).is_err(), "byte {at} ^ {flip:#x}");
+            }
+        }
+        assert!(decode(&[&file[..], b"x"].concat()).is_err(), "a byte too many");
+        assert!(decode(&vec![0; file.len()]).is_err(), "zeros of the same length");
+    }
+}

@@ -1,0 +1,169 @@
+//! Reading a store: every directory and every file, on several threads.
+
+use std::io;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::header;
+use super::name;
+use crate::backend::Loader;
+use crate::error::{Error, Result};
+use crate::fs::{Dir, Fs, Kind, read_to_end};
+
+/// Files that one thread reads in a row: in order of their inodes, which is nearly that of a cold disk.
+const CHUNK: usize = 256;
+
+/// A file that is larger-looking than it is: under a name of larder's, and not a member.
+pub(super) struct Damaged {
+    pub(super) dir: String,
+    pub(super) file: String,
+    pub(super) reason: String,
+}
+
+struct Chunk {
+    dir: String,
+    files: Vec<String>,
+}
+
+/// Gives every member below `root` to the loader, and returns what is damaged and the highest version.
+pub(super) fn load(fs: &dyn Fs, root: &Dir, loader: &Loader<'_>) -> Result<(Vec<Damaged>, u64)> {
+    let listed = fs.list(root).map_err(|error| Error::io("list", root.path(), error))?;
+    let is_collection = |entry: &crate::fs::Entry| entry.kind == Kind::Dir && name::could_be_ours(&entry.name);
+    let dirs: Vec<String> = listed.into_iter().filter(is_collection).map(|entry| entry.name).collect();
+
+    let chunks = Mutex::new(Vec::new());
+    in_parallel(&dirs, |dir| list(fs, root, dir, &chunks), |_| {})?;
+    let chunks = chunks.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+
+    let total = chunks.iter().map(|chunk: &Chunk| chunk.files.len() as u64).sum();
+    let found = Mutex::new((Vec::new(), 0u64));
+    let mut done = 0;
+    loader.progress(0, total);
+    in_parallel(
+        &chunks,
+        |chunk| {
+            let (mut damaged, version) = read(fs, root, chunk, loader)?;
+            let mut found = found.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            found.0.append(&mut damaged);
+            found.1 = found.1.max(version);
+            Ok(())
+        },
+        |chunk| {
+            done += chunk.files.len() as u64;
+            loader.progress(done, total);
+        },
+    )?;
+    Ok(found.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner))
+}
+
+fn list(fs: &dyn Fs, root: &Dir, name: &String, chunks: &Mutex<Vec<Chunk>>) -> Result<()> {
+    let dir = match fs.open_dir(root, name) {
+        Ok(dir) => dir,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(Error::io("open directory", root.join(name), error)),
+    };
+    let mut files = fs.list(&dir).map_err(|error| Error::io("list", dir.path(), error))?;
+    files.retain(|entry| entry.kind == Kind::File && name::could_be_ours(&entry.name));
+    files.sort_unstable_by_key(|entry| entry.inode);
+    let mut files = files.into_iter().map(|entry| entry.name).peekable();
+    while files.peek().is_some() {
+        let chunk = Chunk { dir: name.clone(), files: files.by_ref().take(CHUNK).collect() };
+        chunks.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(chunk);
+    }
+    Ok(())
+}
+
+fn read(fs: &dyn Fs, root: &Dir, chunk: &Chunk, loader: &Loader<'_>) -> Result<(Vec<Damaged>, u64)> {
+    let dir =
+        fs.open_dir(root, &chunk.dir).map_err(|error| Error::io("open directory", root.join(&chunk.dir), error))?;
+    let mut damaged = Vec::new();
+    let mut highest = 0;
+    let mut buffer = Vec::new();
+    for file in &chunk.files {
+        let read = fs.open(&dir, file).and_then(|mut open| read_to_end(&mut *open, &mut buffer));
+        let reason = match read {
+            Ok(length) => match member(&buffer[..length], &chunk.dir, file, loader)? {
+                Ok(version) => {
+                    highest = highest.max(version);
+                    continue;
+                }
+                Err(reason) => reason,
+            },
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            // A file that cannot be read for a reason that lies outside it may be whole: it stays where it is.
+            Err(error) if lies_outside(&error) => return Err(Error::io("read", dir.join(file), error)),
+            Err(error) => format!("it cannot be read: {error}"),
+        };
+        damaged.push(Damaged { dir: chunk.dir.clone(), file: file.clone(), reason });
+    }
+    Ok((damaged, highest))
+}
+
+fn lies_outside(error: &io::Error) -> bool {
+    use io::ErrorKind::{OutOfMemory, PermissionDenied, StaleNetworkFileHandle, TimedOut};
+    /// EMFILE and ENFILE, which std has no kind for.
+    const TOO_MANY_FILES: [i32; 2] = [24, 23];
+    matches!(error.kind(), OutOfMemory | PermissionDenied | StaleNetworkFileHandle | TimedOut)
+        || cfg!(unix) && error.raw_os_error().is_some_and(|code| TOO_MANY_FILES.contains(&code))
+}
+
+/// Gives one file's member to the loader. The inner error is the reason why the file is damaged.
+fn member(file: &[u8], dir: &str, file_name: &str, loader: &Loader<'_>) -> Result<Result<u64, String>> {
+    let (header, value) = match header::decode(file) {
+        Ok(decoded) => decoded,
+        Err(reason) => return Ok(Err(reason)),
+    };
+    if name::file_name(&header.collection) != dir || name::file_name(&header.member) != file_name {
+        let key = crate::key::join(&header.collection, &header.member);
+        return Ok(Err(format!("it is the file of another key, {key:?}")));
+    }
+    match loader.put(&header.collection, &header.member, header.version, &header.codec, value) {
+        Ok(()) => Ok(Ok(header.version)),
+        Err(error @ (Error::InvalidKey { .. } | Error::TooLarge { .. })) => Ok(Err(error.to_string())),
+        Err(error) => Err(error),
+    }
+}
+
+/// Does `work` on every item, on several threads, and calls `after` on this one as each is done. The first error ends it.
+fn in_parallel<I: Sync>(items: &[I], work: impl Fn(&I) -> Result<()> + Sync, mut after: impl FnMut(&I)) -> Result<()> {
+    // A cold disk answers many readers at once faster than one per core; LIMITS of the page cache are reached by either.
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = (cores * 4).clamp(4, 32).min(items.len());
+    if threads <= 1 {
+        return items.iter().try_for_each(|item| work(item).map(|()| after(item)));
+    }
+    let next = AtomicUsize::new(0);
+    let (done, finished) = crossbeam_channel::unbounded();
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            let (done, work, next) = (done.clone(), &work, &next);
+            scope.spawn(move || {
+                while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let worked = work(item);
+                    let failed = worked.is_err();
+                    if done.send((item, worked)).is_err() || failed {
+                        break;
+                    }
+                }
+            });
+        }
+        drop(done);
+        let mut first_error = Ok(());
+        for (item, worked) in &finished {
+            match worked {
+                Ok(()) => after(item),
+                Err(error) => {
+                    // Nobody takes another item; what is under way is waited for.
+                    next.store(items.len(), Ordering::Relaxed);
+                    first_error = Err(error);
+                }
+            }
+        }
+        first_error
+    })
+}
+
+/// Where a damaged file goes: `<when>-<number>-<directory>-<file>`.
+pub(super) fn quarantine_name(when: u128, number: usize, damaged_dir: &str, damaged_file: &str) -> String {
+    format!("{when}-{number}-{damaged_dir}-{damaged_file}")
+}

@@ -1,0 +1,190 @@
+//! What `.larder/` holds beside members: the lock, the format, the counter's mark.
+
+use std::fs::File as StdFile;
+use std::io::{Read, Seek, Write};
+use std::path::{Path, PathBuf};
+
+use super::header::FORMAT;
+use crate::error::{Error, Result};
+use crate::fs::{Dir, Fs, read_up_to, write_all};
+
+pub(super) const META_DIR: &str = ".larder";
+pub(super) const TMP_DIR: &str = "tmp";
+pub(super) const QUARANTINE_DIR: &str = "quarantine";
+pub(super) const LOCK: &str = "lock";
+pub(super) const FORMAT_FILE: &str = "format";
+pub(super) const COUNTER_FILE: &str = "counter";
+
+/// The directory's lock, held while this lives. The file is never unlinked: whoever unlinks a lock hands out a second.
+#[derive(Debug)]
+pub(super) struct Lock {
+    file: StdFile,
+}
+
+impl Lock {
+    /// Takes the lock of the store at `root`, whose `.larder` exists, or says at once who has it.
+    pub(super) fn take(root: &Path) -> Result<Lock> {
+        let path = root.join(META_DIR).join(LOCK);
+        let mut options = StdFile::options();
+        options.read(true).write(true).create(true).truncate(false);
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::OpenOptionsExt;
+            options.mode(0o600).custom_flags(rustix::fs::OFlags::NOFOLLOW.bits() as i32);
+        }
+        let mut file = options.open(&path).map_err(|error| Error::io("open the lock", &path, error))?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(std::fs::TryLockError::WouldBlock) => {
+                return Err(Error::Locked { path: root.to_owned(), holder: holder(&mut file) });
+            }
+            Err(std::fs::TryLockError::Error(error)) => return Err(Error::io("lock", &path, error)),
+        }
+        // A lock file that was unlinked or replaced between opening and locking is nobody's.
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::MetadataExt;
+            let held = file.metadata().map_err(|error| Error::io("stat the lock", &path, error))?;
+            let named = std::fs::symlink_metadata(&path).map_err(|error| Error::io("stat the lock", &path, error))?;
+            if (held.dev(), held.ino()) != (named.dev(), named.ino()) {
+                return Err(Error::Locked { path: root.to_owned(), holder: "a store that replaced the lock".into() });
+            }
+        }
+        let note = format!("process {}\n", std::process::id());
+        // The note is for people. A full disk must not keep a store from being opened and emptied.
+        _ = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| file.write_all(note.as_bytes()));
+        Ok(Lock { file })
+    }
+}
+
+impl Drop for Lock {
+    /// Unlocks by name, since a child that was forked meanwhile holds the same open file.
+    fn drop(&mut self) {
+        // Closing the file, which comes next, unlocks it too.
+        _ = self.file.unlock();
+    }
+}
+
+fn holder(file: &mut StdFile) -> String {
+    let mut note = [0; 64];
+    let length = file.read(&mut note).unwrap_or(0);
+    let note = String::from_utf8_lossy(&note[..length]);
+    match note.trim() {
+        note if note.starts_with("process ") => note.to_owned(),
+        _ => "another store".to_owned(),
+    }
+}
+
+/// Reads a small file of the store's own. `None` when there is none.
+fn read_small(fs: &dyn Fs, dir: &Dir, name: &str) -> Result<Option<Vec<u8>>> {
+    let mut file = match fs.open(dir, name) {
+        Ok(file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(Error::io("open", dir.join(name), error)),
+    };
+    let mut bytes = vec![0; 256];
+    let length = read_up_to(&mut *file, &mut bytes).map_err(|error| Error::io("read", dir.join(name), error))?;
+    bytes.truncate(length);
+    Ok(Some(bytes))
+}
+
+/// Replaces a small file of the store's own, durably.
+fn write_small(fs: &dyn Fs, dir: &Dir, tmp: &Dir, name: &str, text: &str) -> Result<()> {
+    let path = dir.join(name);
+    let temporary = format!("{name}.new");
+    match fs.unlink(tmp, &temporary) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(Error::io("unlink", tmp.join(&temporary), error));
+        }
+        _ => {}
+    }
+    let mut file = fs.create(tmp, &temporary).map_err(|error| Error::io("create", tmp.join(&temporary), error))?;
+    write_all(&mut *file, text.as_bytes())
+        .and_then(|()| file.sync_data())
+        .map_err(|error| Error::io("write", tmp.join(&temporary), error))?;
+    drop(file);
+    fs.rename(tmp, &temporary, dir, name).map_err(|error| Error::io("replace", &path, error))?;
+    fs.sync_dir(dir).map_err(|error| Error::io("sync directory", dir.path(), error))
+}
+
+/// The store's format: an error when it is newer than this build, `None` when the file is not there.
+pub(super) fn read_format(fs: &dyn Fs, root: &Path, meta: &Dir) -> Result<Option<u64>> {
+    let Some(bytes) = read_small(fs, meta, FORMAT_FILE)? else {
+        return Ok(None);
+    };
+    let text = std::str::from_utf8(&bytes).unwrap_or_default();
+    let number = text.strip_prefix("larder format ").and_then(|rest| rest.strip_suffix('\n'));
+    match number.and_then(|number| number.parse().ok()) {
+        Some(found) if found > FORMAT => Err(Error::NewerFormat { path: root.to_owned(), found, supported: FORMAT }),
+        Some(FORMAT) => Ok(Some(FORMAT)),
+        _ => Err(Error::Corrupt {
+            path: meta.join(FORMAT_FILE),
+            reason: format!("it should say \"larder format {FORMAT}\" and says {:?}", String::from_utf8_lossy(&bytes)),
+        }),
+    }
+}
+
+pub(super) fn write_format(fs: &dyn Fs, meta: &Dir, tmp: &Dir) -> Result<()> {
+    write_small(fs, meta, tmp, FORMAT_FILE, &format!("larder format {FORMAT}\n"))
+}
+
+/// What the counter's file says.
+pub(super) enum Mark {
+    Missing,
+    At(u64),
+    Damaged(String),
+}
+
+pub(super) fn read_mark(fs: &dyn Fs, meta: &Dir) -> Result<Mark> {
+    let Some(bytes) = read_small(fs, meta, COUNTER_FILE)? else {
+        return Ok(Mark::Missing);
+    };
+    let text = std::str::from_utf8(&bytes).unwrap_or_default();
+    let number = text.strip_prefix("larder counter ").and_then(|rest| rest.split(' ').next()?.parse().ok());
+    Ok(match number {
+        Some(mark) if mark <= crate::map::MAX_VERSION && text == mark_line(mark) => Mark::At(mark),
+        _ => Mark::Damaged(format!("it says {:?}", String::from_utf8_lossy(&bytes))),
+    })
+}
+
+pub(super) fn write_mark(fs: &dyn Fs, meta: &Dir, tmp: &Dir, mark: u64) -> Result<()> {
+    write_small(fs, meta, tmp, COUNTER_FILE, &mark_line(mark))
+}
+
+fn mark_line(mark: u64) -> String {
+    let line = format!("larder counter {mark}");
+    let checksum = crc32fast::hash(line.as_bytes());
+    format!("{line} crc32={checksum:08x}\n")
+}
+
+/// Refuses a path that is no store and cannot become one. Creates nothing.
+pub(super) fn check_path(path: &Path) -> Result<()> {
+    let not_a_store = |reason| Err(Error::NotAStore { path: path.to_owned(), reason });
+    let metadata = match std::fs::metadata(path) {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return match std::fs::symlink_metadata(path) {
+                Ok(_) => not_a_store("it is a symbolic link to nothing"),
+                Err(_) => Ok(()),
+            };
+        }
+        Err(error) => return Err(Error::io("look at", path, error)),
+    };
+    if !metadata.is_dir() {
+        return not_a_store("it is not a directory");
+    }
+    match std::fs::symlink_metadata(path.join(META_DIR)) {
+        Ok(meta) if meta.is_dir() => return Ok(()),
+        Ok(_) => return not_a_store("its .larder is not a directory"),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(Error::io("look at", path.join(META_DIR), error)),
+    }
+    let mut entries = std::fs::read_dir(path).map_err(|error| Error::io("list", path, error))?;
+    if entries.next().is_some() { not_a_store("it is not empty and has no .larder") } else { Ok(()) }
+}
+
+/// The path, independent of the working directory: what exists of it is resolved, the rest stays as it is.
+pub(super) fn absolute(path: &Path) -> Result<PathBuf> {
+    let absolute = std::path::absolute(path).map_err(|error| Error::io("resolve", path, error))?;
+    Ok(std::fs::canonicalize(&absolute).unwrap_or(absolute))
+}

@@ -1,0 +1,295 @@
+//! What stands behind the map: the [`Backend`] trait, and the backends that come with the crate.
+//!
+//! A backend does four things: [`load`](Backend::load) gives the store everything it holds, [`apply`](Backend::apply) takes a
+//! batch of changes, [`sync`](Backend::sync) makes what was applied durable, and [`close`](Backend::close) ends.
+//! All four are called from one thread at a time, the caller's for `load` and the janitor's from then on, so a backend
+//! needs no locks of its own.
+//!
+//! # Writing one
+//!
+//! The rules, all of them:
+//!
+//! 1. **`load`** calls [`Loader::put`] once for each member, from as many threads as it likes, and returns the number
+//!    that the last `close` was given, or 0. The store takes the highest version it sees, so it does not matter if a
+//!    crash kept `close` from being called. What cannot be read is put aside, never thrown away, and reported with
+//!    [`Loader::quarantined`]. An error makes the whole load fail, and it may be tried again on the same backend.
+//! 2. **`apply`** takes a batch that holds at most one put or delete for each member, and at most one clear for each
+//!    collection. Clears come first. A clear removes the members of its collection whose version is *lower* than its
+//!    own. A delete of a member that is not there is not an error. A put or delete replaces whatever is there.
+//! 3. **Atomicity is per change.** After a crash each member must hold the old value or the new one, whole. Nothing is
+//!    asked about order between members.
+//! 4. **Errors.** `apply` returns [`Rejected::all`] (or just `?`) when the batch failed, and [`Rejected::some`] when
+//!    certain changes did. What was rejected is offered again, later, with newer values if there are any; offering
+//!    the same change twice must do no harm.
+//! 5. **`sync`** returns when everything applied before is durable. When it fails, everything applied since the last
+//!    success is offered again: never report success for what an earlier, failed sync lost.
+//! 6. Nothing that a backend does may call the store: it would wait for itself.
+//!
+//! A panic in a backend is caught, and makes every later write an error.
+//!
+//! # Examples
+//!
+//! A backend that keeps everything in one JSON file (`examples/backend.rs` has it whole and commented):
+//!
+//! ```
+//! use std::collections::BTreeMap;
+//! use std::path::PathBuf;
+//! use larder::backend::{Backend, Change, Loader, Rejected};
+//! use larder::{Error, Result, Store};
+//!
+//! struct OneFile {
+//!     path: PathBuf,
+//!     members: BTreeMap<String, (u64, String, Vec<u8>)>, // by key: version, codec, bytes
+//! }
+//!
+//! impl Backend for OneFile {
+//!     fn load(&mut self, loader: &Loader<'_>) -> Result<u64> {
+//!         let text = match std::fs::read(&self.path) {
+//!             Ok(text) => text,
+//!             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(0),
+//!             Err(error) => return Err(Error::io("read", &self.path, error)),
+//!         };
+//!         self.members = serde_json::from_slice(&text).map_err(|error| Error::backend("parse the file", error))?;
+//!         for (key, (version, codec, bytes)) in &self.members {
+//!             let (collection, member) = key.split_once('/').unwrap_or((key, ""));
+//!             loader.put(collection, member, *version, codec, bytes)?;
+//!         }
+//!         Ok(0)
+//!     }
+//!
+//!     fn apply(&mut self, batch: &[Change<'_>]) -> Result<(), Rejected> {
+//!         for change in batch {
+//!             match *change {
+//!                 Change::Put { collection, member, version, codec, value } => {
+//!                     let key = format!("{collection}/{member}");
+//!                     self.members.insert(key, (version, codec.to_owned(), value.to_vec()));
+//!                 }
+//!                 Change::Delete { collection, member, .. } => {
+//!                     self.members.remove(&format!("{collection}/{member}"));
+//!                 }
+//!                 Change::Clear { collection, version } => {
+//!                     let start = format!("{collection}/");
+//!                     self.members.retain(|key, value| !key.starts_with(&start) || value.0 >= version);
+//!                 }
+//!             }
+//!         }
+//!         Ok(())
+//!     }
+//!
+//!     fn sync(&mut self) -> Result<()> {
+//!         let text = serde_json::to_vec(&self.members).map_err(|error| Error::backend("encode the file", error))?;
+//!         let temporary = self.path.with_extension("new");
+//!         std::fs::write(&temporary, text).map_err(|error| Error::io("write", &temporary, error))?;
+//!         let file = std::fs::File::open(&temporary).map_err(|error| Error::io("open", &temporary, error))?;
+//!         file.sync_all().map_err(|error| Error::io("sync", &temporary, error))?;
+//!         std::fs::rename(&temporary, &self.path).map_err(|error| Error::io("replace", &self.path, error))
+//!     }
+//!
+//!     fn close(&mut self, _counter: u64) -> Result<()> {
+//!         Ok(())
+//!     }
+//! }
+//!
+//! # let dir = tempfile::tempdir().unwrap();
+//! # let path = dir.path().join("one.json");
+//! let backend = || OneFile { path: path.clone(), members: BTreeMap::new() };
+//! let store = Store::options(&path).backend(backend()).open()?;
+//! store.put("artist/daft_punk", "epic")?;
+//! store.close()?;
+//! let store = Store::options(&path).backend(backend()).open()?;
+//! assert_eq!(store.get("artist/daft_punk")?.unwrap(), "epic");
+//! # Ok::<(), larder::Error>(())
+//! ```
+
+mod files;
+mod memory;
+
+use std::fmt;
+use std::path::PathBuf;
+
+pub use files::Files;
+pub use memory::Memory;
+
+use crate::error::{Error, Result};
+
+/// Where changes come to rest. See the [module's page](self) for the rules.
+///
+/// The trait is unstable until a database has been built on it: a minor version may add to it.
+pub trait Backend: Send {
+    /// Gives `loader` everything that is stored, and returns the counter's high-water mark.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be known what is stored. A damaged member is no error: put it aside and report it.
+    fn load(&mut self, loader: &Loader<'_>) -> Result<u64>;
+
+    /// Takes a batch of changes.
+    ///
+    /// # Errors
+    ///
+    /// Says which changes, or that all, were not applied. They are offered again.
+    fn apply(&mut self, batch: &[Change<'_>]) -> Result<(), Rejected>;
+
+    /// Makes everything applied so far durable.
+    ///
+    /// # Errors
+    ///
+    /// When it may not be. Everything applied since the last success is offered again.
+    fn sync(&mut self) -> Result<()>;
+
+    /// Ends: everything is applied and synced. `counter` is to be returned by the next `load`.
+    ///
+    /// # Errors
+    ///
+    /// When the end cannot be made durable. The store stays open then, and `close` may be called again.
+    fn close(&mut self, counter: u64) -> Result<()>;
+
+    /// Puts a copy of a member aside, durably, and says where. It is called when a collection is opened as a type
+    /// with [`Options::quarantine_undecodable`](crate::Options::quarantine_undecodable), before the member is deleted.
+    ///
+    /// # Errors
+    ///
+    /// The provided one always: nothing is deleted then.
+    fn quarantine(&mut self, member: &Change<'_>, reason: &str) -> Result<PathBuf> {
+        let _ = (member, reason);
+        Err(Error::backend("quarantine a member", "this backend has no quarantine"))
+    }
+
+    /// Whether anything is stored at all. A store on a backend that says no is never dirty and has no janitor.
+    fn persists(&self) -> bool {
+        true
+    }
+}
+
+/// One change of what is stored.
+///
+/// Versions come from one counter of the store and are unique in it; a member's later change has the higher one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(clippy::exhaustive_enums)]
+pub enum Change<'a> {
+    /// The member has this value now.
+    Put {
+        /// The collection.
+        collection: &'a str,
+        /// The member.
+        member: &'a str,
+        /// The write's number.
+        version: u64,
+        /// The name of the codec that wrote `value`; `raw` for bytes put by key.
+        codec: &'a str,
+        /// The value, encoded.
+        value: &'a [u8],
+    },
+    /// The member is gone.
+    Delete {
+        /// The collection.
+        collection: &'a str,
+        /// The member.
+        member: &'a str,
+        /// The write's number.
+        version: u64,
+    },
+    /// Every member of the collection with a lower version is gone.
+    Clear {
+        /// The collection.
+        collection: &'a str,
+        /// The write's number.
+        version: u64,
+    },
+}
+
+impl Change<'_> {
+    /// The write's number.
+    pub fn version(&self) -> u64 {
+        match *self {
+            Change::Put { version, .. } | Change::Delete { version, .. } | Change::Clear { version, .. } => version,
+        }
+    }
+}
+
+/// Which changes of a batch were not applied, and why.
+#[derive(Debug, Clone)]
+pub struct Rejected {
+    pub(crate) all: Option<Error>,
+    pub(crate) some: Vec<(usize, Error)>,
+}
+
+impl Rejected {
+    /// Nothing, or nobody knows what, was applied.
+    pub fn all(error: Error) -> Rejected {
+        Rejected { all: Some(error), some: Vec::new() }
+    }
+
+    /// All but these were applied; each is given by its place in the batch.
+    pub fn some(failed: Vec<(usize, Error)>) -> Rejected {
+        Rejected { all: None, some: failed }
+    }
+}
+
+impl From<Error> for Rejected {
+    fn from(error: Error) -> Rejected {
+        Rejected::all(error)
+    }
+}
+
+/// How far a load has come.
+#[non_exhaustive]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// Members read so far.
+    pub done: u64,
+    /// Members there are to read.
+    pub total: u64,
+}
+
+/// A file, or whatever a backend keeps its members in, that was put aside because it is damaged.
+#[non_exhaustive]
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Quarantined {
+    /// Where it stood.
+    pub path: PathBuf,
+    /// What is wrong with it.
+    pub reason: String,
+    /// Where it is now.
+    pub moved_to: PathBuf,
+}
+
+/// What a [`Backend`] gives its members to when it loads.
+pub struct Loader<'a> {
+    pub(crate) sink: &'a dyn Sink,
+}
+
+impl fmt::Debug for Loader<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Loader")
+    }
+}
+
+/// The store's side of a load.
+pub(crate) trait Sink: Sync {
+    fn put(&self, collection: &str, member: &str, version: u64, codec: &str, value: &[u8]) -> Result<()>;
+    fn quarantined(&self, what: Quarantined);
+    fn progress(&self, progress: Progress);
+}
+
+impl Loader<'_> {
+    /// Gives one member: its newest version wins if it is given twice.
+    ///
+    /// # Errors
+    ///
+    /// If a name breaks a rule, the value is too large, the version is above 2^54 - 1, or the codec's name is not one.
+    pub fn put(&self, collection: &str, member: &str, version: u64, codec: &str, value: &[u8]) -> Result<()> {
+        self.sink.put(collection, member, version, codec, value)
+    }
+
+    /// Reports something that was put aside.
+    pub fn quarantined(&self, path: impl Into<PathBuf>, reason: impl Into<String>, moved_to: impl Into<PathBuf>) {
+        self.sink.quarantined(Quarantined { path: path.into(), reason: reason.into(), moved_to: moved_to.into() });
+    }
+
+    /// Reports progress: calls the callback given to [`Options::on_progress`](crate::Options::on_progress), if any, on this
+    /// thread.
+    pub fn progress(&self, done: u64, total: u64) {
+        self.sink.progress(Progress { done, total });
+    }
+}

@@ -1,0 +1,325 @@
+//! [`Collection`]: the typed face. Values live in RAM as `T`, and the janitor does the encoding.
+
+use std::fmt;
+use std::sync::Arc;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::codec::{Codec, CodecError, RAW};
+use crate::core::Engine;
+use crate::error::{Error, Result};
+use crate::janitor::{Exhibit, Msg};
+use crate::key;
+use crate::map::{Found, Named, Refused, Table};
+use crate::shelf::{AnyShelf, Form, Shelf, Shelves, Stop};
+use crate::store::Handle;
+use crate::sync::bounded;
+use crate::value::{Member, Value};
+
+/// How often a collection that changes faster than it can be decoded is started over.
+const ATTEMPTS: usize = 1000;
+
+/// A collection of values of your own type. Made by [`Store::collection`](crate::Store::collection).
+///
+/// A handle: cheap to clone, and to be shared between threads. Reads hand out an [`Arc`] of the value that is in the
+/// map, with no decoding and no copying; they answer from RAM even after the store is closed.
+///
+/// # Examples
+///
+/// ```
+/// use larder::Store;
+/// use serde::{Deserialize, Serialize};
+///
+/// #[derive(Serialize, Deserialize)]
+/// struct Artist {
+///     country: String,
+///     albums: u32,
+/// }
+///
+/// let store = Store::in_memory();
+/// let artists = store.collection::<Artist>("artist")?;
+/// artists.put("daft_punk", Artist { country: "France".into(), albums: 4 })?;
+/// assert_eq!(artists.get("daft_punk").unwrap().albums, 4);
+/// assert_eq!(store.get("artist/daft_punk")?.unwrap(), r#"{"country":"France","albums":4}"#);
+/// # Ok::<(), larder::Error>(())
+/// ```
+pub struct Collection<T> {
+    handle: Arc<Handle>,
+    shelves: Arc<Shelves>,
+    shelf: Arc<Shelf<Arc<T>>>,
+}
+
+impl<T> Clone for Collection<T> {
+    fn clone(&self) -> Self {
+        Collection { handle: self.handle.clone(), shelves: self.shelves.clone(), shelf: self.shelf.clone() }
+    }
+}
+
+impl<T> fmt::Debug for Collection<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Collection")
+            .field("name", &self.shelves.name())
+            .field("type", &std::any::type_name::<T>())
+            .finish_non_exhaustive()
+    }
+}
+
+impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Collection<T> {
+    pub(crate) fn open<C: Codec>(handle: &Arc<Handle>, name: &str) -> Result<Self> {
+        let engine = handle.engine()?;
+        key::check_collection(name)?;
+        if C::NAME == RAW {
+            let rule = "the codec name \"raw\" is for bytes put by key";
+            return Err(Error::InvalidKey { key: name.to_owned(), rule });
+        }
+        let codec_id = engine.codec_id(C::NAME)?;
+        let shelves = engine.shelves(name);
+        let shelf = Arc::new(Shelf { table: Table::new(engine.hasher()), form: Form::typed::<C>(codec_id) });
+        for _ in 0..ATTEMPTS {
+            if let Some(open) = shelves.typed.get() {
+                let shelf = Self::same(name, open, &shelf.form)?;
+                return Ok(Collection { handle: handle.clone(), shelves, shelf });
+            }
+            Self::decode_all(handle, engine, &shelves, &shelf)?;
+        }
+        let reason = format!("collection {name:?} changes faster than it can be decoded");
+        Err(Error::Degraded { reason, source: None })
+    }
+
+    /// The shelf that is open, if it is what is asked for.
+    fn same(name: &str, open: &Arc<dyn AnyShelf>, wanted: &Form<Arc<T>>) -> Result<Arc<Shelf<Arc<T>>>> {
+        let requested = || format!("{} in codec {}", wanted.type_name, wanted.codec);
+        let mismatch =
+            || Error::TypeMismatch { collection: name.to_owned(), opened: open.describe(), requested: requested() };
+        let shelf = open.clone().as_any().downcast::<Shelf<Arc<T>>>().map_err(|_| mismatch())?;
+        if shelf.form.codec == wanted.codec { Ok(shelf) } else { Err(mismatch()) }
+    }
+
+    /// Decodes all members and moves them over, unless they change all the time: then the caller starts over.
+    fn decode_all(handle: &Handle, engine: &Engine, shelves: &Shelves, shelf: &Arc<Shelf<Arc<T>>>) -> Result<()> {
+        let codec_name = |id| engine.codec_name(id);
+        let mut made = hashbrown::HashMap::with_hasher(engine.hasher());
+        let mut failed = Vec::new();
+        let mut cursor = Some(0);
+        while let Some(at) = cursor {
+            let mut found = Vec::new();
+            let scanned = shelves.raw.table.scan(at, |member, value, stamp| {
+                found.push(Found { member: member.clone(), value: value.clone(), stamp });
+            });
+            let Ok(next) = scanned else { return Ok(()) };
+            failed.extend(shelves.decode_into(found, &shelf.form, codec_name, &mut made));
+            cursor = next;
+        }
+        loop {
+            if !failed.is_empty() {
+                return Self::refuse(handle, engine, shelves, shelf.form.codec, failed);
+            }
+            let stale = shelves.raw.table.move_to(&shelf.table, made, |charge| {
+                engine.adjust_unsaved(charge);
+                // Only the one that moves the members comes here.
+                _ = shelves.typed.set(shelf.clone());
+            });
+            match stale {
+                Ok(()) => return Ok(()),
+                // Somebody else has moved them, or members are gone.
+                Err(stale) if stale.newer.is_empty() => return Ok(()),
+                Err(stale) => {
+                    made = stale.made;
+                    failed = shelves.decode_into(stale.newer, &shelf.form, codec_name, &mut made);
+                }
+            }
+        }
+    }
+
+    /// Puts the members that do not decode into quarantine, or makes an error of them.
+    fn refuse(
+        handle: &Handle,
+        engine: &Engine,
+        shelves: &Shelves,
+        codec: &str,
+        mut failed: Vec<(Found<Value>, CodecError)>,
+    ) -> Result<()> {
+        if handle.core.knobs.quarantine_undecodable && engine.persists() {
+            for (found, error) in failed {
+                let exhibit = Exhibit {
+                    collection: shelves.name().to_owned(),
+                    member: found.member.clone(),
+                    version: found.stamp.version(),
+                    codec: engine.codec_name(found.stamp.codec()),
+                    value: found.value,
+                    reason: format!("it does not decode: {error}"),
+                };
+                let (reply, answer) = bounded(1);
+                handle.core.ask(engine, "quarantine", Msg::Quarantine(Box::new(exhibit), reply), &answer)?;
+                let lane = handle.core.lane(engine, shelves.id);
+                let only = Some(found.stamp.version());
+                handle.core.write(engine, || {
+                    match shelves.raw.table.delete(&found.member, only, &lane) {
+                        // Somebody has opened it meanwhile, so it did decode by then.
+                        Err(Refused::Moved) => Ok(None),
+                        deleted => Ok(deleted?),
+                    }
+                })?;
+            }
+            return Ok(());
+        }
+        failed.sort_by(|(a, _), (b, _)| a.member.cmp(&b.member));
+        let members = failed.iter().map(|(found, error)| (found.member.clone(), error.to_string())).collect();
+        let Some((_, first)) = failed.into_iter().next() else { return Ok(()) };
+        Err(Error::Codec {
+            key: shelves.name().to_owned(),
+            codec: codec.to_owned(),
+            action: "decode",
+            members,
+            source: Arc::from(first),
+        })
+    }
+}
+
+impl<T: Send + Sync + 'static> Collection<T> {
+    /// The collection's name.
+    pub fn name(&self) -> &str {
+        self.shelves.name()
+    }
+
+    /// The member's value.
+    pub fn get(&self, member: impl AsRef<str>) -> Option<Arc<T>> {
+        // A typed shelf never moves, and reads do not ask whether the store is open.
+        self.shelf.table.get(member.as_ref()).unwrap_or_default()
+    }
+
+    /// Whether there is such a member.
+    pub fn contains(&self, member: impl AsRef<str>) -> bool {
+        self.shelf.table.contains(member.as_ref()).unwrap_or_default()
+    }
+
+    /// Puts a value in place, and returns the one that was there. The value is encoded later, by the janitor.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidKey`], [`Error::Closed`], and [`Error::Degraded`] when the bytes not yet durable are at their
+    /// bound and the disk does not take them. Nothing has changed then, except that in `Immediate` mode the errors of
+    /// [`Store::flush`](crate::Store::flush) come after the write.
+    pub fn put(&self, member: impl AsRef<str>, value: T) -> Result<Option<Arc<T>>> {
+        self.put_shared(member, Arc::new(value))
+    }
+
+    /// As [`put`](Self::put), with a value that is shared already.
+    ///
+    /// # Errors
+    ///
+    /// As `put`.
+    pub fn put_shared(&self, member: impl AsRef<str>, value: Arc<T>) -> Result<Option<Arc<T>>> {
+        let member = member.as_ref();
+        key::check_member(self.name(), member)?;
+        let codec = self.shelf.form.codec_id.unwrap_or_default();
+        let mut value = Some(value);
+        self.write(|lane| Ok(self.shelf.table.put(member, &mut value, codec, lane)?))
+    }
+
+    /// Deletes a member, and returns the value that was there.
+    ///
+    /// # Errors
+    ///
+    /// As [`put`](Self::put).
+    pub fn delete(&self, member: impl AsRef<str>) -> Result<Option<Arc<T>>> {
+        let member = member.as_ref();
+        key::check_member(self.name(), member)?;
+        self.write(|lane| Ok(self.shelf.table.delete(member, None, lane)?))
+    }
+
+    /// Deletes all members at one moment, and says how many there were.
+    ///
+    /// # Errors
+    ///
+    /// As [`put`](Self::put).
+    pub fn delete_all(&self) -> Result<usize> {
+        // What is cleared is dropped here, when no lock is held.
+        Ok(self.write(|lane| Ok(self.shelf.table.clear(lane)?))?.members)
+    }
+
+    /// All members with their values, in no particular order. Not a snapshot: a member written meanwhile may be there
+    /// in its old form or its new one.
+    pub fn get_all(&self) -> Vec<(Member, Arc<T>)> {
+        let mut all = Vec::with_capacity(self.len());
+        let mut cursor = Some(0);
+        while let Some(at) = cursor {
+            cursor = self.scan(at, &mut all);
+        }
+        all
+    }
+
+    /// The names of all members, in no particular order.
+    pub fn members(&self) -> Vec<Member> {
+        let mut names = Vec::with_capacity(self.len());
+        let mut cursor = Some(0);
+        while let Some(at) = cursor {
+            cursor = self.shelf.names(at, &mut names).unwrap_or_default();
+        }
+        names
+    }
+
+    /// How many members there are.
+    pub fn len(&self) -> usize {
+        self.shelf.table.tally().map_or(0, |(members, _)| members)
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Walks the collection without copying it whole: a few thousand members at most are held at a time. A member that
+    /// is there from the beginning to the end is met exactly once, in the form that it has when the walk comes to it.
+    pub fn iter(&self) -> TypedIter<T> {
+        TypedIter { collection: self.clone(), cursor: Some(0), ready: Vec::new() }
+    }
+
+    fn scan(&self, cursor: u64, out: &mut Vec<(Member, Arc<T>)>) -> Option<u64> {
+        let scanned = self.shelf.table.scan(cursor, |member, value, _| out.push((member.clone(), value.clone())));
+        scanned.unwrap_or_default()
+    }
+
+    fn write<R>(&self, mut f: impl FnMut(&crate::core::Lane<'_>) -> Result<R, Stop>) -> Result<R> {
+        let core = &self.handle.core;
+        let Some(engine) = core.engine() else { return Err(Error::NotLoaded { path: self.handle.path() }) };
+        let lane = core.lane(engine, self.shelves.id);
+        core.write(engine, || f(&lane))
+    }
+}
+
+impl<T: Send + Sync + 'static> IntoIterator for &Collection<T> {
+    type Item = (Member, Arc<T>);
+    type IntoIter = TypedIter<T>;
+
+    fn into_iter(self) -> TypedIter<T> {
+        self.iter()
+    }
+}
+
+/// A walk over a typed collection. See [`Collection::iter`].
+pub struct TypedIter<T> {
+    collection: Collection<T>,
+    cursor: Option<u64>,
+    ready: Vec<(Member, Arc<T>)>,
+}
+
+impl<T> fmt::Debug for TypedIter<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TypedIter").field("ready", &self.ready.len()).finish_non_exhaustive()
+    }
+}
+
+impl<T: Send + Sync + 'static> Iterator for TypedIter<T> {
+    type Item = (Member, Arc<T>);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        while self.ready.is_empty() {
+            self.cursor = self.collection.scan(self.cursor?, &mut self.ready);
+        }
+        self.ready.pop()
+    }
+}
+
+impl<T: Send + Sync + 'static> std::iter::FusedIterator for TypedIter<T> {}

@@ -1,0 +1,590 @@
+//! What every handle of a store shares: its life, the map, and what a write owes to the janitor.
+
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use crate::backend::{Backend, Loader, Progress, Quarantined, Sink};
+use crate::codec;
+use crate::error::{Error, Result};
+use crate::janitor::{self, Link, Msg};
+use crate::key::{self, MAX_VALUE};
+use crate::map::{Ledger, MAX_VERSION, Refused, Registry, Stamp};
+use crate::options::{Durability, Knobs, Options};
+use crate::report::{CloseReport, LoadReport};
+use crate::shelf::{Shelves, Stop};
+use crate::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use crate::sync::{Mutex, NameHasher, Receiver, RecvTimeoutError, Sender, bounded, thread};
+use crate::value::{Member, Value};
+
+/// The states of a store's life, in the order in which they follow each other; a load that fails goes back to
+/// `NEW`, a close that fails to `OPEN`.
+mod life {
+    pub(super) const NEW: u8 = 0;
+    pub(super) const LOADING: u8 = 1;
+    pub(super) const OPEN: u8 = 2;
+    pub(super) const CLOSING: u8 = 3;
+    pub(super) const CLOSED: u8 = 4;
+}
+
+type OnProgress = Box<dyn FnMut(Progress) + Send>;
+
+pub(crate) struct Core {
+    pub(crate) path: PathBuf,
+    pub(crate) knobs: Knobs,
+    life: AtomicU8,
+    /// Until the store is loaded.
+    backend: Mutex<Option<Box<dyn Backend>>>,
+    on_progress: Mutex<Option<OnProgress>>,
+    engine: OnceLock<Engine>,
+    janitor: Mutex<Option<thread::JoinHandle<()>>>,
+}
+
+/// What there is once the store is loaded.
+pub(crate) struct Engine {
+    pub(crate) registry: Registry<Shelves>,
+    hasher: NameHasher,
+    codecs: Codecs,
+    /// The number of the last write.
+    version: Apart<AtomicU64>,
+    /// Bytes written and not yet durable.
+    unsaved: Apart<AtomicUsize>,
+    /// `None` when nothing is behind the map.
+    outbox: Option<Sender<Msg>>,
+    pub(crate) link: Arc<Link>,
+    report: LoadReport,
+}
+
+/// On a cache line of its own.
+#[repr(align(64))]
+struct Apart<T>(T);
+
+/// The names of codecs, by the small number that a member's stamp has room for.
+struct Codecs(Mutex<Vec<String>>);
+
+impl Codecs {
+    fn new() -> Codecs {
+        Codecs(Mutex::new(vec![codec::RAW.to_owned()]))
+    }
+
+    fn id(&self, name: &str) -> Result<u8> {
+        let invalid = |rule| Err(Error::InvalidKey { key: name.to_owned(), rule });
+        if !codec::is_codec_name(name) {
+            return invalid("a codec's name is 1 to 32 characters of a-z, 0-9, - and _");
+        }
+        let mut names = self.0.lock();
+        if let Some(id) = names.iter().position(|known| known == name) {
+            return Ok(id as u8);
+        }
+        if names.len() > usize::from(u8::MAX) {
+            return invalid("a store knows at most 255 codecs");
+        }
+        names.push(name.to_owned());
+        Ok((names.len() - 1) as u8)
+    }
+
+    fn name(&self, id: u8) -> String {
+        self.0.lock()[usize::from(id)].clone()
+    }
+}
+
+impl Engine {
+    fn new(outbox: Option<Sender<Msg>>, link: Arc<Link>) -> Engine {
+        let hasher = NameHasher::default();
+        Engine {
+            registry: Registry::new(hasher.clone()),
+            hasher,
+            codecs: Codecs::new(),
+            version: Apart(AtomicU64::new(0)),
+            unsaved: Apart(AtomicUsize::new(0)),
+            outbox,
+            link,
+            report: LoadReport::default(),
+        }
+    }
+
+    /// The collection of that name, made if there is none.
+    pub(crate) fn shelves(&self, name: &str) -> Arc<Shelves> {
+        self.registry.get_or_create(name, |id| Shelves::new(name, id, self.hasher.clone()))
+    }
+
+    pub(crate) fn hasher(&self) -> NameHasher {
+        self.hasher.clone()
+    }
+
+    pub(crate) fn codec_id(&self, name: &str) -> Result<u8> {
+        self.codecs.id(name)
+    }
+
+    pub(crate) fn codec_name(&self, id: u8) -> String {
+        self.codecs.name(id)
+    }
+
+    pub(crate) fn version(&self) -> u64 {
+        self.version.0.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn unsaved(&self) -> usize {
+        self.unsaved.0.load(Ordering::Relaxed)
+    }
+
+    /// Corrects the bytes not yet durable, whatever the bound says.
+    pub(crate) fn adjust_unsaved(&self, delta: isize) {
+        if delta >= 0 {
+            self.unsaved.0.fetch_add(delta as usize, Ordering::Relaxed);
+        } else {
+            self.unsaved.0.fetch_sub(delta.unsigned_abs(), Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn send(&self, message: Msg) -> bool {
+        self.outbox.as_ref().is_some_and(|outbox| outbox.send(message).is_ok())
+    }
+
+    pub(crate) fn persists(&self) -> bool {
+        self.outbox.is_some()
+    }
+
+    /// Keys that wait for the janitor.
+    pub(crate) fn waiting(&self) -> usize {
+        self.outbox.as_ref().map_or(0, Sender::len)
+    }
+
+    pub(crate) fn tally(&self) -> (usize, usize, u64) {
+        let (mut members, mut collections, mut bytes) = (0, 0, 0);
+        for shelves in self.registry.all() {
+            let (live, size) = shelves.settled(|shelf| shelf.tally()).unwrap_or_default();
+            members += live;
+            collections += usize::from(live > 0);
+            bytes += size;
+        }
+        (members, collections, bytes)
+    }
+}
+
+/// A write's way into the map: see [`Ledger`].
+pub(crate) struct Lane<'a> {
+    core: &'a Core,
+    engine: &'a Engine,
+    collection: u32,
+}
+
+impl Ledger for Lane<'_> {
+    fn check_open(&self) -> Result<(), Refused> {
+        // Under the shard's lock, which the closing thread passes through after it has set this.
+        if self.core.life.load(Ordering::Relaxed) == life::OPEN { Ok(()) } else { Err(Refused::Closed) }
+    }
+
+    fn charge(&self, delta: isize) -> Result<(), Refused> {
+        if delta <= 0 {
+            if delta < 0 {
+                self.engine.adjust_unsaved(delta);
+            }
+            return Ok(());
+        }
+        let added = delta as usize;
+        let before = self.engine.unsaved.0.fetch_add(added, Ordering::Relaxed);
+        if before == 0 || before.saturating_add(added) <= self.core.knobs.max_unsaved {
+            return Ok(());
+        }
+        self.engine.unsaved.0.fetch_sub(added, Ordering::Relaxed);
+        Err(Refused::Full)
+    }
+
+    fn next_version(&self) -> u64 {
+        self.engine.version.0.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    fn persists(&self) -> bool {
+        self.engine.persists()
+    }
+
+    fn dirty(&self, member: &Member) {
+        // Fails only when the janitor is dead, which every write finds out before it comes here or after.
+        self.engine.send(Msg::Key { collection: self.collection, member: member.clone() });
+    }
+
+    fn cleared(&self, version: u64) {
+        self.engine.send(Msg::Clear { collection: self.collection, version });
+    }
+}
+
+impl Core {
+    pub(crate) fn new(options: Options) -> Core {
+        Core {
+            path: options.path,
+            knobs: options.knobs,
+            life: AtomicU8::new(life::NEW),
+            backend: Mutex::new(options.backend),
+            on_progress: Mutex::new(options.progress),
+            engine: OnceLock::new(),
+            janitor: Mutex::new(None),
+        }
+    }
+
+    /// The engine, if the store takes calls.
+    pub(crate) fn open(&self) -> Result<&Engine> {
+        match (self.life.load(Ordering::Acquire), self.engine.get()) {
+            (life::OPEN, Some(engine)) => Ok(engine),
+            (life::NEW | life::LOADING, _) | (_, None) => Err(Error::NotLoaded { path: self.path.clone() }),
+            _ => Err(self.closed()),
+        }
+    }
+
+    /// The engine, if the store was ever loaded: what reads of typed collections work on, even after a close.
+    pub(crate) fn engine(&self) -> Option<&Engine> {
+        self.engine.get()
+    }
+
+    fn closed(&self) -> Error {
+        Error::Closed { path: self.path.clone() }
+    }
+
+    pub(crate) fn report(&self) -> LoadReport {
+        self.engine.get().map(|engine| engine.report.clone()).unwrap_or_default()
+    }
+
+    // ---- load ----
+
+    pub(crate) fn load(self: &Arc<Self>) -> Result<LoadReport> {
+        match self.life.compare_exchange(life::NEW, life::LOADING, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => {}
+            Err(life::CLOSING | life::CLOSED) => return Err(self.closed()),
+            Err(_) => return Err(Error::AlreadyLoaded { path: self.path.clone() }),
+        }
+        let mut loading = Loading { core: self, backend: self.backend.lock().take(), done: false };
+        let report = loading.run()?;
+        Ok(report)
+    }
+
+    // ---- writes ----
+
+    pub(crate) fn lane<'a>(&'a self, engine: &'a Engine, collection: u32) -> Lane<'a> {
+        Lane { core: self, engine, collection }
+    }
+
+    /// Does a write: again when the collection's members have moved, and after waiting when the bytes not yet durable
+    /// are at their bound. In `Immediate` mode it waits until the write is durable.
+    pub(crate) fn write<R>(&self, engine: &Engine, mut attempt: impl FnMut() -> Result<R, Stop>) -> Result<R> {
+        if engine.persists() {
+            engine.link.check_alive()?;
+        }
+        let mut deadline = None;
+        let done = loop {
+            match attempt() {
+                Ok(done) => break done,
+                Err(Stop::Refused(Refused::Moved)) => {}
+                Err(Stop::Refused(Refused::Closed)) => return Err(self.closed()),
+                Err(Stop::Refused(Refused::Full)) => self.wait_for_room(engine, &mut deadline)?,
+                Err(Stop::Failed(error)) => return Err(error),
+            }
+        };
+        if engine.persists() {
+            // Dead now means that the write may not have been heard.
+            engine.link.check_alive()?;
+            if self.knobs.durability == Durability::Immediate {
+                self.flush_as("an Immediate write")?;
+            }
+        }
+        Ok(done)
+    }
+
+    /// Waits until some bytes have become durable, or until it is clear that they will not in time.
+    fn wait_for_room(&self, engine: &Engine, deadline: &mut Option<Instant>) -> Result<()> {
+        let link = &engine.link;
+        if link.on_janitor_thread() {
+            return Err(Error::Reentrant { action: "a write at the bound of unsaved bytes" });
+        }
+        let limit = self.knobs.write_timeout;
+        let deadline = *deadline.get_or_insert_with(|| Instant::now() + limit);
+        let full = |source: Option<Error>| Error::Degraded {
+            reason: format!("{} bytes are not durable, and the most is {}", engine.unsaved(), self.knobs.max_unsaved),
+            source: source.map(Arc::new),
+        };
+        if let Some(failure) = link.failure() {
+            return Err(full(Some(failure)));
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(full(None));
+        }
+        engine.send(Msg::Nudge);
+        // A bounded wait: what is missed between the refusal and here is seen the next time round.
+        link.wait_for_room(left.min(Duration::from_millis(100)));
+        Ok(())
+    }
+
+    pub(crate) fn check_size(&self, collection: &str, member: &str, size: usize) -> Result<()> {
+        if size <= MAX_VALUE {
+            return Ok(());
+        }
+        Err(Error::TooLarge { key: key::join(collection, member), size, limit: MAX_VALUE })
+    }
+
+    // ---- flush and close ----
+
+    pub(crate) fn flush(&self) -> Result<()> {
+        self.open()?;
+        self.flush_as("flush")
+    }
+
+    fn flush_as(&self, action: &'static str) -> Result<()> {
+        let engine = self.open()?;
+        if !engine.persists() {
+            return Ok(());
+        }
+        let (reply, answer) = bounded(1);
+        self.ask(engine, action, Msg::Flush(reply), &answer)
+    }
+
+    /// Sends the janitor a question and waits for the answer while it makes progress.
+    pub(crate) fn ask<R>(
+        &self,
+        engine: &Engine,
+        action: &'static str,
+        question: Msg,
+        answer: &Receiver<Result<R>>,
+    ) -> Result<R> {
+        self.send(engine, action, question)?;
+        self.wait_for_answer(engine, answer).unwrap_or_else(|| Err(self.stalled(engine, action)))
+    }
+
+    fn send(&self, engine: &Engine, action: &'static str, question: Msg) -> Result<()> {
+        if engine.link.on_janitor_thread() {
+            return Err(Error::Reentrant { action });
+        }
+        if !engine.send(question) {
+            return Err(self.gone(engine));
+        }
+        engine.link.hurry();
+        Ok(())
+    }
+
+    fn gone(&self, engine: &Engine) -> Error {
+        engine.link.check_alive().err().unwrap_or_else(|| self.closed())
+    }
+
+    fn stalled(&self, engine: &Engine, action: &'static str) -> Error {
+        let reason = format!("{action} made no progress for {:?}", self.knobs.stall_timeout);
+        Error::Degraded { reason, source: engine.link.failure().map(Arc::new) }
+    }
+
+    /// `None` when nothing at all has moved for as long as is allowed.
+    fn wait_for_answer<R>(&self, engine: &Engine, answer: &Receiver<Result<R>>) -> Option<Result<R>> {
+        let mut progress = engine.link.progress();
+        loop {
+            match answer.recv_timeout(self.knobs.stall_timeout) {
+                Ok(answer) => return Some(answer),
+                Err(RecvTimeoutError::Disconnected) => return Some(Err(self.gone(engine))),
+                Err(RecvTimeoutError::Timeout) if cfg!(shuttle) => {}
+                Err(RecvTimeoutError::Timeout) => {
+                    let now = engine.link.progress();
+                    if now == progress {
+                        return None;
+                    }
+                    progress = now;
+                }
+            }
+        }
+    }
+
+    pub(crate) fn close(&self) -> Result<CloseReport> {
+        let started = Instant::now();
+        match self.life.compare_exchange(life::OPEN, life::CLOSING, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => {}
+            Err(life::NEW | life::LOADING) => return Err(Error::NotLoaded { path: self.path.clone() }),
+            Err(_) => return Err(self.closed()),
+        }
+        let mut closing = Closing { core: self, done: false };
+        let Some(engine) = self.engine.get() else {
+            return Err(Error::NotLoaded { path: self.path.clone() });
+        };
+        // Whoever still writes does so before its shard is passed; whoever comes after sees that the store is closing.
+        engine.registry.all().iter().for_each(|shelves| shelves.barrier());
+        let flushed = if engine.persists() { self.end_janitor(engine)? } else { 0 };
+        closing.done = true;
+        self.life.store(life::CLOSED, Ordering::Release);
+        let (members, collections, _) = engine.tally();
+        Ok(CloseReport { members, collections, flushed, elapsed: started.elapsed() })
+    }
+
+    fn end_janitor(&self, engine: &Engine) -> Result<usize> {
+        let (reply, answer) = bounded(1);
+        let decision = Arc::new(janitor::Decision::default());
+        let message = Msg::Close(janitor::Closing { reply, decision: decision.clone() });
+        self.send(engine, "close", message)?;
+        let flushed = loop {
+            match self.wait_for_answer(engine, &answer) {
+                Some(answer) => break answer?,
+                None if decision.keep_open() => return Err(self.stalled(engine, "close")),
+                None => {}
+            }
+        };
+        self.join();
+        Ok(flushed)
+    }
+
+    fn join(&self) {
+        let janitor = self.janitor.lock().take();
+        if let Some(janitor) = janitor {
+            // Its panics are caught and told through the link; there is nothing more to learn here.
+            _ = janitor.join();
+        }
+    }
+
+    /// The last handle has gone: closes if that can be done, and lets the janitor end if not. Never waits on the
+    /// janitor's own thread.
+    pub(crate) fn abandon(&self) {
+        let Some(engine) = self.engine.get() else { return };
+        if !engine.persists() || self.life.load(Ordering::Acquire) != life::OPEN {
+            return;
+        }
+        if !engine.link.on_janitor_thread() && self.close().is_ok() {
+            return;
+        }
+        self.life.store(life::CLOSED, Ordering::Release);
+        engine.registry.all().iter().for_each(|shelves| shelves.barrier());
+        engine.send(Msg::Stop);
+        engine.link.hurry();
+        // Dropping its handle lets the thread go on alone: it may be inside a call that never returns.
+        drop(self.janitor.lock().take());
+    }
+}
+
+/// Takes the life back to where it was unless the close is done, also when it unwinds.
+struct Closing<'a> {
+    core: &'a Core,
+    done: bool,
+}
+
+impl Drop for Closing<'_> {
+    fn drop(&mut self) {
+        if !self.done {
+            self.core.life.store(life::OPEN, Ordering::Release);
+        }
+    }
+}
+
+/// A load under way. Unless it is done, the backend goes back and the store is as it was before, also when it unwinds.
+struct Loading<'a> {
+    core: &'a Arc<Core>,
+    backend: Option<Box<dyn Backend>>,
+    done: bool,
+}
+
+impl Drop for Loading<'_> {
+    fn drop(&mut self) {
+        if !self.done {
+            *self.core.backend.lock() = self.backend.take();
+            self.core.life.store(life::NEW, Ordering::Release);
+        }
+    }
+}
+
+impl Loading<'_> {
+    fn run(&mut self) -> Result<LoadReport> {
+        let started = Instant::now();
+        let core = self.core;
+        let Some(backend) = self.backend.as_mut() else {
+            return Err(Error::NotLoaded { path: core.path.clone() });
+        };
+        let (outbox, inbox) = crate::sync::unbounded();
+        let (link, urgent) = Link::new();
+        let link = Arc::new(link);
+        let mut engine = Engine::new(backend.persists().then_some(outbox), link);
+
+        let intake = Intake {
+            engine: &engine,
+            quarantined: Mutex::new(Vec::new()),
+            on_progress: Mutex::new(core.on_progress.lock().take()),
+        };
+        let loaded = backend.load(&Loader { sink: &intake });
+        let Intake { quarantined, on_progress, .. } = intake;
+        *core.on_progress.lock() = std::mem::take(&mut *on_progress.lock());
+        let quarantined = std::mem::take(&mut *quarantined.lock());
+        let counter = loaded?.min(MAX_VERSION);
+
+        engine.version.0.fetch_max(counter, Ordering::Relaxed);
+        let (members, collections, _) = engine.tally();
+        let report = LoadReport { members, collections, replayed: 0, quarantined, elapsed: started.elapsed() };
+        engine.report = report.clone();
+
+        if engine.persists() {
+            let (start, starting) = bounded(1);
+            let janitor_core = core.clone();
+            let spawned = thread::Builder::new().name("larder-janitor".into()).spawn(move || {
+                if let Ok(backend) = starting.recv() {
+                    janitor::run(janitor_core, backend, inbox, urgent);
+                }
+            });
+            let handle = spawned.map_err(|error| Error::io("start the janitor's thread of", &core.path, error))?;
+            *core.janitor.lock() = Some(handle);
+            self.done = true;
+            // Nobody else sets it: only one load is under way, and none comes after one that is done.
+            _ = core.engine.set(engine);
+            core.life.store(life::OPEN, Ordering::Release);
+            if let Some(backend) = self.backend.take() {
+                // The thread waits for it.
+                _ = start.send(backend);
+            }
+        } else {
+            self.done = true;
+            _ = core.engine.set(engine);
+            core.life.store(life::OPEN, Ordering::Release);
+        }
+        Ok(report)
+    }
+}
+
+/// The store's side of a load.
+struct Intake<'a> {
+    engine: &'a Engine,
+    quarantined: Mutex<Vec<Quarantined>>,
+    on_progress: Mutex<Option<OnProgress>>,
+}
+
+impl Sink for Intake<'_> {
+    fn put(&self, collection: &str, member: &str, version: u64, codec: &str, value: &[u8]) -> Result<()> {
+        key::check_collection(collection)?;
+        key::check_member(collection, member)?;
+        if version > MAX_VERSION {
+            let key = key::join(collection, member);
+            return Err(Error::InvalidKey { key, rule: "a version is at most 2^54 - 1" });
+        }
+        if value.len() > MAX_VALUE {
+            let key = key::join(collection, member);
+            return Err(Error::TooLarge { key, size: value.len(), limit: MAX_VALUE });
+        }
+        let stamp = Stamp::new(version, self.engine.codec_id(codec)?, false);
+        let shelves = self.engine.shelves(collection);
+        // A table that is being loaded is open to nobody else, so it cannot refuse.
+        let restored = shelves.raw.table.restore(Member::from(member), Value::from(value), stamp);
+        debug_assert!(restored.is_ok());
+        self.engine.version.0.fetch_max(version, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn quarantined(&self, what: Quarantined) {
+        self.quarantined.lock().push(what);
+    }
+
+    fn progress(&self, progress: Progress) {
+        // Taken out for the call, so that no lock is held while the caller's code runs.
+        let callback = self.on_progress.lock().take();
+        if let Some(mut callback) = callback {
+            callback(progress);
+            *self.on_progress.lock() = Some(callback);
+        }
+    }
+}
+
+impl Shelves {
+    fn barrier(&self) {
+        use crate::shelf::AnyShelf;
+        // Both: a write that found the first before the members moved has passed it by now.
+        self.raw.barrier();
+        if let Some(typed) = self.typed.get() {
+            typed.barrier();
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! What can go wrong, and how it is told: every error names the thing and the rule, or the path and the action.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::value::Member;
+
+/// The result of everything in larder that can fail.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Any cause that an error can chain.
+pub type Cause = Arc<dyn StdError + Send + Sync>;
+
+/// Everything that can go wrong, by what the caller can do about it.
+///
+/// Cheap to clone, since one failure of the disk may be told to several callers.
+#[non_exhaustive]
+#[derive(Debug, Clone)]
+pub enum Error {
+    /// The store has not been loaded: call [`Store::load`](crate::Store::load) first.
+    NotLoaded {
+        /// The store's path.
+        path: PathBuf,
+    },
+    /// The store is loaded, or being loaded, already.
+    AlreadyLoaded {
+        /// The store's path.
+        path: PathBuf,
+    },
+    /// The store is closed.
+    Closed {
+        /// The store's path.
+        path: PathBuf,
+    },
+    /// Another store has the directory, in this process or in another one.
+    Locked {
+        /// The store's path.
+        path: PathBuf,
+        /// What the holder wrote about itself, for people.
+        holder: String,
+    },
+    /// A key, a collection's name or a member's name breaks a rule.
+    InvalidKey {
+        /// What was given.
+        key: String,
+        /// The rule it breaks.
+        rule: &'static str,
+    },
+    /// A value is larger than [`MAX_VALUE`](crate::MAX_VALUE).
+    TooLarge {
+        /// The key it was meant for.
+        key: String,
+        /// The value's size in bytes.
+        size: usize,
+        /// The largest size in bytes.
+        limit: usize,
+    },
+    /// A value does not encode or does not decode.
+    Codec {
+        /// The key, or the collection when it was being opened.
+        key: String,
+        /// The codec's name.
+        codec: String,
+        /// `"encode"` or `"decode"`.
+        action: &'static str,
+        /// When a collection was being opened: every member that does not decode, with the reason.
+        members: Vec<(Member, String)>,
+        /// What the codec said, of the first of them.
+        source: Cause,
+    },
+    /// A collection is open as one type and was asked for as another.
+    TypeMismatch {
+        /// The collection.
+        collection: String,
+        /// The type and codec that it is open as.
+        opened: String,
+        /// The type and codec asked for.
+        requested: String,
+    },
+    /// A file of the store's own, not of a single member, does not say what it must.
+    Corrupt {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The path cannot be a store.
+    NotAStore {
+        /// The path.
+        path: PathBuf,
+        /// Why not.
+        reason: &'static str,
+    },
+    /// The store was written by a newer version of larder.
+    NewerFormat {
+        /// The store's path.
+        path: PathBuf,
+        /// The format version found.
+        found: u64,
+        /// The newest format version that this build reads.
+        supported: u64,
+    },
+    /// An operation of the file system failed.
+    Io {
+        /// What was being done.
+        action: &'static str,
+        /// To which path.
+        path: PathBuf,
+        /// What the system said.
+        source: Arc<io::Error>,
+    },
+    /// A backend other than the embedded ones failed.
+    Backend {
+        /// What was being done.
+        action: String,
+        /// What the backend said.
+        source: Cause,
+    },
+    /// The store cannot promise what was asked for: writes are not reaching the disk.
+    Degraded {
+        /// What was being waited for.
+        reason: String,
+        /// The failure behind it, where one is known.
+        source: Option<Arc<Error>>,
+    },
+    /// A call that waits for the janitor was made on the janitor's own thread, from inside a `Serialize` or a `Drop`.
+    Reentrant {
+        /// The call.
+        action: &'static str,
+    },
+}
+
+impl Error {
+    /// An operation of the file system failed: `action` says what was being done, as in `"sync directory"`.
+    pub fn io(action: &'static str, path: impl AsRef<Path>, source: io::Error) -> Error {
+        Error::Io { action, path: path.as_ref().to_owned(), source: Arc::new(source) }
+    }
+
+    /// A backend of your own failed, doing `action`.
+    pub fn backend(action: impl Into<String>, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Error {
+        Error::Backend { action: action.into(), source: Arc::from(source.into()) }
+    }
+
+    pub(crate) fn codec(
+        action: &'static str,
+        key: String,
+        codec: &str,
+        source: Box<dyn StdError + Send + Sync>,
+    ) -> Error {
+        Error::Codec { key, codec: codec.to_owned(), action, members: Vec::new(), source: Arc::from(source) }
+    }
+}
+
+/// Keys come from callers and may be long or hold control characters: what is shown is neither.
+struct Shown<'a>(&'a str);
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const MOST: usize = 120;
+        match self.0.char_indices().nth(MOST) {
+            Some((end, _)) => write!(f, "{:?}… ({} bytes)", &self.0[..end], self.0.len()),
+            None => write!(f, "{:?}", self.0),
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::NotLoaded { path } => write!(f, "store {} is not loaded", path.display()),
+            Error::AlreadyLoaded { path } => write!(f, "store {} is loaded already", path.display()),
+            Error::Closed { path } => write!(f, "store {} is closed", path.display()),
+            Error::Locked { path, holder } => write!(f, "store {} is in use by {holder}", path.display()),
+            Error::InvalidKey { key, rule } => write!(f, "invalid key {}: {rule}", Shown(key)),
+            Error::TooLarge { key, size, limit } => {
+                write!(f, "value of {} is {size} bytes, and the most is {limit}", Shown(key))
+            }
+            Error::Codec { key, codec, action, members, source } if members.is_empty() => {
+                write!(f, "cannot {action} {} with codec {codec}: {source}", Shown(key))
+            }
+            Error::Codec { key, codec, action, members, .. } => {
+                write!(f, "cannot {action} {} members of {} with codec {codec}: ", members.len(), Shown(key))?;
+                for (position, (member, reason)) in members.iter().take(8).enumerate() {
+                    let comma = if position == 0 { "" } else { "; " };
+                    write!(f, "{comma}{}: {reason}", Shown(member))?;
+                }
+                if members.len() > 8 { write!(f, "; and {} more", members.len() - 8) } else { Ok(()) }
+            }
+            Error::TypeMismatch { collection, opened, requested } => {
+                write!(f, "collection {} is {opened} and cannot be opened as {requested}", Shown(collection))
+            }
+            Error::Corrupt { path, reason } => write!(f, "{} is damaged: {reason}", path.display()),
+            Error::NotAStore { path, reason } => write!(f, "{} is not a store: {reason}", path.display()),
+            Error::NewerFormat { path, found, supported } => write!(
+                f,
+                "store {} has format {found}, and this version of larder reads formats up to {supported}",
+                path.display()
+            ),
+            Error::Io { action, path, source } => write!(f, "cannot {action} {}: {source}", path.display()),
+            Error::Backend { action, source } => write!(f, "backend cannot {action}: {source}"),
+            Error::Degraded { reason, source: None } => write!(f, "writes are not reaching the disk: {reason}"),
+            Error::Degraded { reason, source: Some(source) } => {
+                write!(f, "writes are not reaching the disk: {reason}: {source}")
+            }
+            Error::Reentrant { action } => {
+                write!(f, "{action} waits for the janitor and was called on the janitor's own thread")
+            }
+        }
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        match self {
+            Error::Io { source, .. } => Some(&**source),
+            Error::Codec { source, .. } | Error::Backend { source, .. } => Some(&**source),
+            Error::Degraded { source: Some(source), .. } => Some(&**source),
+            _ => None,
+        }
+    }
+}

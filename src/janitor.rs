@@ -1,0 +1,729 @@
+//! The janitor: one thread that drains the channel of dirty keys and brings the changes to the backend.
+//!
+//! It clears a key's dirty mark before it reads the value, so that a write which comes later sends the key again. What
+//! the backend did not take, or could not make durable, it keeps and offers again, as the value is by then: the map is the
+//! truth, and nothing is remembered here but keys. Idle, it sleeps in the channel; while it has work it looks about once a
+//! millisecond, so that a writer does not wake it up for every key.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant, SystemTime};
+
+use crate::backend::{Backend, Change};
+use crate::core::Core;
+use crate::error::{Error, Result};
+use crate::key;
+use crate::map::Named;
+use crate::options::Durability;
+use crate::report::Health;
+use crate::shelf::{Payload, panic_message};
+use crate::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use crate::sync::{Condvar, Mutex, Receiver, RecvTimeoutError, Sender, ThreadId, bounded, thread, wait_for};
+use crate::value::{Member, Value};
+
+/// How long the janitor lets keys come together once it has one.
+const GATHER: Duration = Duration::from_millis(1);
+
+/// The most keys, and about the most bytes, in one batch.
+const BATCH_KEYS: usize = 4096;
+const BATCH_BYTES: usize = 8 << 20;
+
+/// The wait after a first failure, and the longest one.
+const FIRST_RETRY: Duration = Duration::from_millis(50);
+const LAST_RETRY: Duration = Duration::from_secs(5);
+
+/// How long a change may wait for its sync in `Buffered` mode.
+const CHECKPOINT: Duration = Duration::from_secs(5);
+
+/// What the janitor is told. Keys and clears are sent under the lock of the shard that they concern.
+pub(crate) enum Msg {
+    /// The member was clean and is dirty.
+    Key { collection: u32, member: Member },
+    /// The collection was cleared at this version.
+    Clear { collection: u32, version: u64 },
+    /// Answer when everything sent before this is durable.
+    Flush(Sender<Result<()>>),
+    /// Put a copy of a value aside.
+    Quarantine(Box<Exhibit>, Sender<Result<PathBuf>>),
+    /// As `Flush`, and then end. Answers with the number of changes stored for it.
+    Close(Closing),
+    /// Writers wait for room: look, and sync.
+    Nudge,
+    /// Store what can be stored, and end.
+    Stop,
+}
+
+/// A close that somebody waits for, or gave up waiting for.
+pub(crate) struct Closing {
+    pub(crate) reply: Sender<Result<usize>>,
+    pub(crate) decision: Arc<Decision>,
+}
+
+/// Who was first: the janitor, which ends the store, or the caller, who keeps it.
+#[derive(Default)]
+pub(crate) struct Decision(AtomicU8);
+
+impl Decision {
+    const END: u8 = 1;
+    const KEEP: u8 = 2;
+
+    fn make(&self, what: u8) -> bool {
+        self.0.compare_exchange(0, what, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    /// The caller stops waiting. False when it is too late for that.
+    pub(crate) fn keep_open(&self) -> bool {
+        self.make(Self::KEEP)
+    }
+}
+
+/// A value that goes into quarantine.
+pub(crate) struct Exhibit {
+    pub(crate) collection: String,
+    pub(crate) member: Member,
+    pub(crate) version: u64,
+    pub(crate) codec: String,
+    pub(crate) value: Value,
+    pub(crate) reason: String,
+}
+
+/// What the janitor and everybody else know of each other.
+pub(crate) struct Link {
+    status: Mutex<Status>,
+    /// The janitor panicked, or the backend did: with what.
+    dead: OnceLock<String>,
+    /// The janitor is in trouble: `status` says which.
+    failing: AtomicBool,
+    /// Writers wait for room: sync at once.
+    starved: AtomicBool,
+    /// Keys that the janitor has received and that are not durable.
+    in_hand: AtomicUsize,
+    /// Counts batches and syncs: whoever waits can see that something moves.
+    progress: AtomicU64,
+    /// Counts what became durable, for writers that wait for room.
+    freed: Mutex<u64>,
+    room: Condvar,
+    urgent: Sender<()>,
+    thread: OnceLock<ThreadId>,
+}
+
+#[derive(Default)]
+struct Status {
+    /// Since when, and what, as last seen.
+    failure: Option<(SystemTime, Error)>,
+    unencodable: BTreeMap<String, (SystemTime, Error)>,
+    /// When the oldest key that is not durable was received.
+    oldest: Option<Instant>,
+}
+
+impl Link {
+    pub(crate) fn new() -> (Link, Receiver<()>) {
+        let (urgent, hurried) = bounded(1);
+        let link = Link {
+            status: Mutex::new(Status::default()),
+            dead: OnceLock::new(),
+            failing: AtomicBool::new(false),
+            starved: AtomicBool::new(false),
+            in_hand: AtomicUsize::new(0),
+            progress: AtomicU64::new(0),
+            freed: Mutex::new(0),
+            room: Condvar::new(),
+            urgent,
+            thread: OnceLock::new(),
+        };
+        (link, hurried)
+    }
+
+    pub(crate) fn check_alive(&self) -> Result<()> {
+        match self.dead.get() {
+            None => Ok(()),
+            Some(panic) => Err(Error::Degraded { reason: format!("the janitor panicked: {panic}"), source: None }),
+        }
+    }
+
+    pub(crate) fn on_janitor_thread(&self) -> bool {
+        self.thread.get().is_some_and(|janitor| *janitor == thread::current().id())
+    }
+
+    /// What fails, if anything does.
+    pub(crate) fn failure(&self) -> Option<Error> {
+        if let Err(dead) = self.check_alive() {
+            return Some(dead);
+        }
+        if !self.failing.load(Ordering::Relaxed) {
+            return None;
+        }
+        self.status.lock().failure.as_ref().map(|(_, error)| error.clone())
+    }
+
+    pub(crate) fn health(&self) -> Health {
+        let status = self.status.lock();
+        let mut since = Vec::new();
+        let mut problems = Vec::new();
+        for (from, error) in status.failure.iter().chain(status.unencodable.values()) {
+            since.push(*from);
+            problems.push(error.clone());
+        }
+        drop(status);
+        if let Err(dead) = self.check_alive() {
+            problems.insert(0, dead);
+        }
+        if problems.is_empty() {
+            return Health::Well;
+        }
+        Health::Failing { since: since.into_iter().min().unwrap_or_else(SystemTime::now), problems }
+    }
+
+    pub(crate) fn in_hand(&self) -> usize {
+        self.in_hand.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn oldest(&self) -> Option<Duration> {
+        self.status.lock().oldest.map(|since| since.elapsed())
+    }
+
+    /// Ends a pause of the janitor's.
+    pub(crate) fn hurry(&self) {
+        // Full means that it is hurrying already.
+        _ = self.urgent.try_send(());
+    }
+
+    pub(crate) fn progress(&self) -> u64 {
+        self.progress.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn wait_for_room(&self, limit: Duration) {
+        let freed = self.freed.lock();
+        let before = *freed;
+        self.starved.store(true, Ordering::SeqCst);
+        self.hurry();
+        let (freed, _) = wait_for(&self.room, freed, limit);
+        debug_assert!(*freed >= before);
+    }
+
+    fn room_was_made(&self) {
+        *self.freed.lock() += 1;
+        self.room.notify_all();
+    }
+}
+
+/// A key, as small as it gets.
+type KeyId = (u32, Member);
+
+/// A change that the backend has applied and not yet synced.
+struct Applied {
+    key: KeyId,
+    version: u64,
+    deleted: bool,
+    charge: usize,
+}
+
+/// Runs until the store closes. A panic ends it too: it is told to all who wait and all who write later.
+pub(crate) fn run(core: Arc<Core>, backend: Box<dyn Backend>, inbox: Receiver<Msg>, urgent: Receiver<()>) {
+    let Some(link) = core.engine().map(|engine| engine.link.clone()) else { return };
+    // Only this thread sets it.
+    _ = link.thread.set(thread::current().id());
+    let mut janitor = Janitor {
+        core,
+        link: link.clone(),
+        backend,
+        inbox,
+        urgent,
+        fresh: Vec::new(),
+        pending: HashMap::new(),
+        clears: HashMap::new(),
+        applied: Vec::new(),
+        applied_clears: HashMap::new(),
+        applied_since: None,
+        unencodable: HashSet::new(),
+        flushes: Vec::new(),
+        close: None,
+        stop: false,
+        retry: None,
+        drained: None,
+        stored: 0,
+    };
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| janitor.work())) {
+        // Only here is it set.
+        _ = link.dead.set(panic_message(&*panic));
+    }
+    // Whoever waits for an answer that is in here is told by its going.
+    let ended = catch_unwind(AssertUnwindSafe(|| drop(janitor)));
+    drop(ended);
+    link.room_was_made();
+}
+
+struct Janitor {
+    core: Arc<Core>,
+    link: Arc<Link>,
+    backend: Box<dyn Backend>,
+    inbox: Receiver<Msg>,
+    urgent: Receiver<()>,
+    /// Received, and not looked at yet.
+    fresh: Vec<KeyId>,
+    /// Offered to the backend without success, or not offered because it is failing: with what each counts among the
+    /// bytes not yet durable beyond what its slot counts.
+    pending: HashMap<KeyId, usize>,
+    clears: HashMap<u32, u64>,
+    applied: Vec<Applied>,
+    applied_clears: HashMap<u32, u64>,
+    /// When the first of them was applied.
+    applied_since: Option<Instant>,
+    /// Keys whose values do not encode; `status` has them by name, with the reason.
+    unencodable: HashSet<KeyId>,
+    flushes: Vec<Sender<Result<()>>>,
+    close: Option<Closing>,
+    stop: bool,
+    /// After a failure: when to try again, and the wait that led there.
+    retry: Option<(Instant, Duration)>,
+    /// When the channel was last found empty, or the batch full.
+    drained: Option<Instant>,
+    /// Changes made durable, ever.
+    stored: usize,
+}
+
+impl Janitor {
+    fn work(&mut self) {
+        while self.receive() {
+            if self.must_wait() {
+                // Failing, and nobody asks: what came in waits with the rest.
+                for key in std::mem::take(&mut self.fresh) {
+                    self.pending.entry(key).or_insert(0);
+                }
+                self.show();
+                continue;
+            }
+            let stored_before = self.stored;
+            let mut outcome = Ok(());
+            loop {
+                if let Err(error) = self.store() {
+                    outcome = Err(error);
+                    break;
+                }
+                let ending = self.close.is_some() || self.stop;
+                if !(ending && self.drain()) {
+                    break;
+                }
+            }
+            if self.sync_is_due() {
+                outcome = self.sync().and(outcome);
+            }
+            self.settle(&outcome);
+            self.answer_flushes(&outcome);
+            if let Some(closing) = self.close.take() {
+                if self.end(outcome, self.stored - stored_before, &closing) {
+                    return;
+                }
+            } else if self.stop {
+                self.close_backend_quietly();
+                return;
+            }
+            self.show();
+        }
+    }
+
+    fn engine(&self) -> &crate::core::Engine {
+        // It is set before the janitor starts, and never unset.
+        match self.core.engine() {
+            Some(engine) => engine,
+            None => unreachable!("the janitor runs after the store is loaded"),
+        }
+    }
+
+    // ---- receiving ----
+
+    /// Waits for something to do, lets more of it gather, and takes it. False when nobody can send any more.
+    fn receive(&mut self) -> bool {
+        let mut waited = false;
+        let first = match self.inbox.try_recv() {
+            Ok(message) => Some(message),
+            Err(_) => {
+                waited = true;
+                match self.next_due() {
+                    None => match self.inbox.recv() {
+                        Ok(message) => Some(message),
+                        Err(_) => return false,
+                    },
+                    Some(due) => match self.inbox.recv_timeout(due.saturating_duration_since(Instant::now())) {
+                        Ok(message) => Some(message),
+                        Err(RecvTimeoutError::Timeout) => None,
+                        Err(RecvTimeoutError::Disconnected) => return false,
+                    },
+                }
+            }
+        };
+        if matches!(first, Some(Msg::Key { .. } | Msg::Clear { .. })) {
+            // What is in the channel came after it was last drained; if the janitor has waited since, just now.
+            let came = if waited { None } else { self.drained };
+            self.link.status.lock().oldest.get_or_insert_with(|| came.unwrap_or_else(Instant::now));
+        }
+        if let Some(message) = first {
+            self.take_in(message);
+            if !self.somebody_waits() {
+                // Nothing is lost if this is cut short or not: it only makes batches larger.
+                _ = self.urgent.recv_timeout(GATHER);
+            }
+        }
+        self.drain();
+        true
+    }
+
+    /// When there is something to do even if nothing comes in.
+    fn next_due(&self) -> Option<Instant> {
+        let retry = self.retry.map(|(at, _)| at);
+        let sync = self.applied_since.map(|since| since + self.sync_after());
+        match (retry, sync) {
+            (Some(retry), _) => Some(retry),
+            (None, sync) => sync,
+        }
+    }
+
+    fn sync_after(&self) -> Duration {
+        match self.core.knobs.durability {
+            Durability::Buffered => CHECKPOINT,
+            Durability::Interval(interval) => interval,
+            Durability::Immediate => Duration::ZERO,
+        }
+    }
+
+    /// Takes what is in the channel, as much as one batch holds. True if there was anything.
+    fn drain(&mut self) -> bool {
+        let mut any = false;
+        while self.fresh.len() < BATCH_KEYS {
+            match self.inbox.try_recv() {
+                Ok(message) => {
+                    any = true;
+                    self.take_in(message);
+                }
+                Err(_) => break,
+            }
+        }
+        self.drained = Some(Instant::now());
+        self.count();
+        any
+    }
+
+    fn take_in(&mut self, message: Msg) {
+        match message {
+            Msg::Key { collection, member } => self.fresh.push((collection, member)),
+            Msg::Clear { collection, version } => {
+                let clear = self.clears.entry(collection).or_insert(version);
+                *clear = version.max(*clear);
+            }
+            Msg::Flush(reply) => self.flushes.push(reply),
+            Msg::Quarantine(exhibit, reply) => self.quarantine(&exhibit, &reply),
+            Msg::Close(closing) => self.close = Some(closing),
+            Msg::Nudge => {}
+            Msg::Stop => self.stop = true,
+        }
+    }
+
+    fn quarantine(&mut self, exhibit: &Exhibit, reply: &Sender<Result<PathBuf>>) {
+        let change = Change::Put {
+            collection: &exhibit.collection,
+            member: &exhibit.member,
+            version: exhibit.version,
+            codec: &exhibit.codec,
+            value: &exhibit.value,
+        };
+        // Whoever asked may have stopped waiting.
+        _ = reply.try_send(self.backend.quarantine(&change, &exhibit.reason));
+    }
+
+    fn somebody_waits(&self) -> bool {
+        !self.flushes.is_empty() || self.close.is_some() || self.stop || self.link.starved.load(Ordering::SeqCst)
+    }
+
+    /// Failing, not due for another try, and nobody waits for one.
+    fn must_wait(&self) -> bool {
+        let asked = !self.flushes.is_empty() || self.close.is_some() || self.stop;
+        !asked && self.retry.is_some_and(|(at, _)| Instant::now() < at)
+    }
+
+    // ---- storing ----
+
+    /// Offers the backend everything that waits, batch by batch.
+    fn store(&mut self) -> Result<()> {
+        let asked = !self.flushes.is_empty() || self.close.is_some() || self.stop;
+        let mut keys: Vec<KeyId> = std::mem::take(&mut self.fresh);
+        keys.extend(self.pending.keys().cloned());
+        if asked {
+            // What did not encode may by now.
+            keys.extend(self.unencodable.iter().cloned());
+        }
+        let mut outcome = Ok(());
+        let mut keys = keys.into_iter().peekable();
+        let mut offered = HashSet::new();
+        while keys.peek().is_some() || !self.clears.is_empty() {
+            let stored = self.store_batch(&mut keys, &mut offered);
+            self.link.progress.fetch_add(1, Ordering::Relaxed);
+            if let Err(error) = stored {
+                outcome = Err(error);
+                for key in keys {
+                    self.pending.entry(key).or_insert(0);
+                }
+                break;
+            }
+        }
+        self.count();
+        outcome
+    }
+
+    fn store_batch(
+        &mut self,
+        keys: &mut std::iter::Peekable<std::vec::IntoIter<KeyId>>,
+        offered: &mut HashSet<KeyId>,
+    ) -> Result<()> {
+        let core = self.core.clone();
+        let Some(engine) = core.engine() else { return Ok(()) };
+        // The names that the changes borrow. Most batches touch few collections, one after the other.
+        let mut collections = HashMap::new();
+        for &id in self.clears.keys() {
+            collections.entry(id).or_insert_with(|| engine.registry.by_id(id));
+        }
+        let mut buffer = Vec::new();
+        let mut taken = Vec::new();
+        let mut bytes = 0;
+        while let Some(key) = keys.next_if(|_| taken.len() < BATCH_KEYS && bytes < BATCH_BYTES) {
+            let retried = self.pending.contains_key(&key) || self.unencodable.contains(&key);
+            let shelves = collections.entry(key.0).or_insert_with(|| engine.registry.by_id(key.0));
+            let load = shelves.settled(|shelf| shelf.take(&key.1, &mut buffer)).flatten();
+            let held_before = self.pending.remove(&key).unwrap_or(0);
+            let Some(load) = load else {
+                // Cleared since: the clear has its own message.
+                engine.adjust_unsaved(-(held_before as isize));
+                self.encodes(&key);
+                continue;
+            };
+            if !load.dirty && !retried {
+                continue;
+            }
+            if !offered.insert(key.clone()) {
+                // Written again while this batch was put together: one change a member. It comes again with the next.
+                engine.adjust_unsaved(-(held_before as isize));
+                self.pending.insert(key, load.charge);
+                continue;
+            }
+            let size = match &load.payload {
+                Payload::Gone => 0,
+                Payload::Shared(value) => value.len(),
+                Payload::Encoded(range) => range.len(),
+                Payload::Unencodable(_) => {
+                    engine.adjust_unsaved(-((held_before + load.charge) as isize));
+                    let codec = engine.codec_name(load.codec_id);
+                    self.does_not_encode(key, shelves.name(), &codec, load.payload);
+                    continue;
+                }
+            };
+            self.encodes(&key);
+            let charge = key.1.len() + size;
+            engine.adjust_unsaved(charge as isize - (held_before + load.charge) as isize);
+            bytes += charge;
+            let codec = engine.codec_name(load.codec_id);
+            taken.push((key, load, charge, codec));
+        }
+
+        let clears = std::mem::take(&mut self.clears);
+        let mut batch = Vec::with_capacity(clears.len() + taken.len());
+        for (id, version) in &clears {
+            batch.push(Change::Clear { collection: collections[id].name(), version: *version });
+        }
+        for (key, load, _, codec) in &taken {
+            let (collection, member, version) = (collections[&key.0].name(), key.1.as_str(), load.version);
+            batch.push(match &load.payload {
+                Payload::Shared(value) => Change::Put { collection, member, version, codec, value },
+                Payload::Encoded(range) => {
+                    Change::Put { collection, member, version, codec, value: &buffer[range.clone()] }
+                }
+                Payload::Gone | Payload::Unencodable(_) => Change::Delete { collection, member, version },
+            });
+        }
+        if batch.is_empty() {
+            return Ok(());
+        }
+        let applied = self.backend.apply(&batch);
+        drop(batch);
+        let (all, some) = match applied {
+            Ok(()) => (None, Vec::new()),
+            Err(rejected) => (rejected.all, rejected.some),
+        };
+        let failed: HashSet<usize> = some.iter().map(|(index, _)| *index).collect();
+        let is_failed = |index: usize| all.is_some() || failed.contains(&index);
+        let offset = clears.len();
+        for (index, (id, version)) in clears.into_iter().enumerate() {
+            let waiting = if is_failed(index) { &mut self.clears } else { &mut self.applied_clears };
+            let clear = waiting.entry(id).or_insert(version);
+            *clear = version.max(*clear);
+        }
+        for (index, (key, load, charge, _)) in taken.into_iter().enumerate() {
+            if is_failed(offset + index) {
+                self.pending.insert(key, charge);
+            } else {
+                let deleted = matches!(load.payload, Payload::Gone);
+                self.applied.push(Applied { key, version: load.version, deleted, charge });
+            }
+        }
+        if !self.applied.is_empty() || !self.applied_clears.is_empty() {
+            self.applied_since.get_or_insert_with(Instant::now);
+        }
+        match all.or_else(|| some.into_iter().next().map(|(_, error)| error)) {
+            Some(error) => Err(error),
+            None => Ok(()),
+        }
+    }
+
+    fn encodes(&mut self, key: &KeyId) {
+        if self.unencodable.remove(key) {
+            let named = key::join(self.engine().registry.by_id(key.0).name(), &key.1);
+            self.link.status.lock().unencodable.remove(&named);
+        }
+    }
+
+    fn does_not_encode(&mut self, key: KeyId, collection: &str, codec: &str, payload: Payload) {
+        let Payload::Unencodable(source) = payload else { return };
+        let named = key::join(collection, &key.1);
+        let error = Error::codec("encode", named.clone(), codec, source);
+        let mut status = self.link.status.lock();
+        let since = status.unencodable.get(&named).map_or_else(SystemTime::now, |(since, _)| *since);
+        status.unencodable.insert(named, (since, error));
+        drop(status);
+        self.unencodable.insert(key);
+    }
+
+    // ---- syncing ----
+
+    fn sync_is_due(&self) -> bool {
+        if self.applied.is_empty() && self.applied_clears.is_empty() {
+            return false;
+        }
+        self.somebody_waits() || self.applied_since.is_some_and(|since| since.elapsed() >= self.sync_after())
+    }
+
+    /// Makes durable what was applied. What was not may be lost: it is offered again.
+    fn sync(&mut self) -> Result<()> {
+        let core = self.core.clone();
+        let Some(engine) = core.engine() else { return Ok(()) };
+        let synced = self.backend.sync();
+        self.link.progress.fetch_add(1, Ordering::Relaxed);
+        self.applied_since = None;
+        let applied = std::mem::take(&mut self.applied);
+        let clears = std::mem::take(&mut self.applied_clears);
+        if let Err(error) = synced {
+            for (id, version) in clears {
+                let clear = self.clears.entry(id).or_insert(version);
+                *clear = version.max(*clear);
+            }
+            for done in applied {
+                *self.pending.entry(done.key).or_insert(0) += done.charge;
+            }
+            return Err(error);
+        }
+        let mut freed = 0;
+        self.stored += applied.len() + clears.len();
+        for done in &applied {
+            freed += done.charge;
+            if done.deleted {
+                let shelves = engine.registry.by_id(done.key.0);
+                shelves.settled(|shelf| shelf.bury(&done.key.1, done.version));
+            }
+        }
+        engine.adjust_unsaved(-(freed as isize));
+        self.link.starved.store(false, Ordering::SeqCst);
+        self.link.room_was_made();
+        Ok(())
+    }
+
+    // ---- telling ----
+
+    /// Notes success or failure for `health`, and when to try again.
+    fn settle(&mut self, outcome: &Result<()>) {
+        let mut status = self.link.status.lock();
+        match outcome {
+            Err(error) => {
+                let wait = self.retry.map_or(FIRST_RETRY, |(_, last)| (last * 2).clamp(FIRST_RETRY, LAST_RETRY));
+                self.retry = Some((Instant::now() + wait, wait));
+                let since = status.failure.take().map_or_else(SystemTime::now, |(since, _)| since);
+                status.failure = Some((since, error.clone()));
+                self.link.failing.store(true, Ordering::Relaxed);
+                self.link.starved.store(false, Ordering::SeqCst);
+            }
+            Ok(()) if self.pending.is_empty() && self.clears.is_empty() => {
+                self.retry = None;
+                status.failure = None;
+                self.link.failing.store(false, Ordering::Relaxed);
+            }
+            // Only written again meanwhile: it comes with the next round, at once.
+            Ok(()) => self.retry = Some((Instant::now(), Duration::ZERO)),
+        }
+        drop(status);
+        if outcome.is_err() {
+            // Writers that wait for room learn that there will be none.
+            self.link.room_was_made();
+        }
+    }
+
+    fn answer_flushes(&mut self, outcome: &Result<()>) {
+        if self.flushes.is_empty() {
+            return;
+        }
+        let answer = outcome.clone().and_then(|()| self.all_encode());
+        for reply in std::mem::take(&mut self.flushes) {
+            // Whoever asked may have stopped waiting.
+            _ = reply.try_send(answer.clone());
+        }
+    }
+
+    fn all_encode(&self) -> Result<()> {
+        match self.link.status.lock().unencodable.values().next() {
+            Some((_, error)) => Err(error.clone()),
+            None => Ok(()),
+        }
+    }
+
+    fn count(&self) {
+        let unencodable = self.unencodable.len();
+        let in_hand = self.fresh.len() + self.pending.len() + self.clears.len() + self.applied.len();
+        self.link.in_hand.store(in_hand + self.applied_clears.len() + unencodable, Ordering::Relaxed);
+    }
+
+    fn show(&mut self) {
+        self.count();
+        if self.link.in_hand() == 0 {
+            self.link.status.lock().oldest = None;
+        }
+    }
+
+    // ---- ending ----
+
+    /// Closes the backend if everything is stored, and answers. True when this is the end.
+    fn end(&mut self, outcome: Result<()>, flushed: usize, closing: &Closing) -> bool {
+        let ready = outcome.and_then(|()| self.all_encode());
+        if ready.is_ok() && !closing.decision.make(Decision::END) {
+            // Given up: the store lives on, and somebody may be writing to it already.
+            return false;
+        }
+        let closed = ready.and_then(|()| {
+            let counter = self.engine().version();
+            self.backend.close(counter)
+        });
+        let ended = closed.is_ok();
+        if ended {
+            // The directory's lock goes with it, before anybody hears that the store is closed.
+            self.backend = Box::new(crate::backend::Memory);
+            self.show();
+        }
+        // Whoever asked may have stopped waiting.
+        _ = closing.reply.try_send(closed.map(|()| flushed));
+        ended
+    }
+
+    fn close_backend_quietly(&mut self) {
+        if self.pending.is_empty() && self.clears.is_empty() && self.applied.is_empty() {
+            let counter = self.engine().version();
+            // There is nobody left to tell.
+            _ = self.backend.close(counter);
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! What a key is: `"collection/member"`, split at the first slash.
+
+use crate::error::{Error, Result};
+
+/// The longest name of a collection, in bytes of UTF-8.
+pub const MAX_COLLECTION: usize = 255;
+
+/// The longest name of a member, in bytes of UTF-8.
+pub const MAX_MEMBER: usize = 1024;
+
+/// The largest value, in bytes, as it is stored: 1 GiB.
+pub const MAX_VALUE: usize = 1 << 30;
+
+/// Splits `key` into collection and member, both checked.
+pub(crate) fn split(key: &str) -> Result<(&str, &str)> {
+    let invalid = |rule| Err(Error::InvalidKey { key: key.to_owned(), rule });
+    if key.is_empty() {
+        return invalid("a key is not empty");
+    }
+    let Some((collection, member)) = key.split_once('/') else {
+        return invalid("a key is \"collection/member\", and this one names a collection only");
+    };
+    if let Some(rule) = broken_by_collection(collection) {
+        return invalid(rule);
+    }
+    match broken_by_member(member) {
+        Some(rule) => invalid(rule),
+        None => Ok((collection, member)),
+    }
+}
+
+pub(crate) fn check_collection(name: &str) -> Result<()> {
+    let rule = match name.split_once('/') {
+        Some(_) => Some("a collection is wanted here, and a slash makes it a member's key"),
+        None => broken_by_collection(name),
+    };
+    rule.map_or(Ok(()), |rule| Err(Error::InvalidKey { key: name.to_owned(), rule }))
+}
+
+/// `collection` is only for the error.
+pub(crate) fn check_member(collection: &str, member: &str) -> Result<()> {
+    match broken_by_member(member) {
+        Some(rule) => Err(Error::InvalidKey { key: join(collection, member), rule }),
+        None => Ok(()),
+    }
+}
+
+pub(crate) fn join(collection: &str, member: &str) -> String {
+    format!("{collection}/{member}")
+}
+
+pub(crate) fn broken_by_collection(name: &str) -> Option<&'static str> {
+    match name {
+        "" => Some("the collection's name is not empty"),
+        "." | ".." => Some("a collection is not named \".\" or \"..\""),
+        _ if name.len() > MAX_COLLECTION => Some("the collection's name is at most 255 bytes"),
+        _ => None,
+    }
+}
+
+pub(crate) fn broken_by_member(name: &str) -> Option<&'static str> {
+    match name.len() {
+        0 => Some("the member's name is not empty"),
+        length if length > MAX_MEMBER => Some("the member's name is at most 1024 bytes"),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_splits_at_its_first_slash() {
+        assert_eq!(split("America/Argentina/Ushuaia").unwrap(), ("America", "Argentina/Ushuaia"));
+        assert_eq!(split("a//").unwrap(), ("a", "/"));
+    }
+
+    #[test]
+    fn an_invalid_key_is_named_with_the_rule_it_breaks() {
+        let long_collection = format!("{}/m", "c".repeat(MAX_COLLECTION + 1));
+        let long_member = format!("c/{}", "m".repeat(MAX_MEMBER + 1));
+        for (key, word) in [
+            ("", "not empty"),
+            ("artist", "collection only"),
+            ("/member", "collection's name is not empty"),
+            ("artist/", "member's name is not empty"),
+            ("./x", "not named"),
+            ("../x", "not named"),
+            (long_collection.as_str(), "255"),
+            (long_member.as_str(), "1024"),
+        ] {
+            match split(key) {
+                Err(Error::InvalidKey { key: named, rule }) => {
+                    assert_eq!(named, key);
+                    assert!(rule.contains(word), "{key}: {rule}");
+                }
+                other => panic!("{key}: {other:?}"),
+            }
+        }
+        assert!(split(&format!("{}/{}", "c".repeat(MAX_COLLECTION), "m".repeat(MAX_MEMBER))).is_ok());
+        assert!(check_collection("artist/daft_punk").is_err());
+    }
+}

@@ -1,0 +1,99 @@
+//! The two-level sharded map: [`Registry`] finds a collection by name, [`Table`] holds its members.
+//!
+//! The map knows nothing of disks. What a write owes to the layer above (is the store open, may it take these bytes, which
+//! version is it, who is told) it asks of a [`Ledger`], under the shard's lock.
+//!
+//! No code of the caller's runs while a lock is held: values that leave the map are moved out and dropped by whoever
+//! receives them, after the lock.
+
+mod registry;
+mod table;
+
+pub(crate) use registry::{Named, Registry};
+pub(crate) use table::{Found, Table};
+
+use crate::value::{Member, Value};
+
+/// What a member's slot says beside its value: 54 bits of version, 8 of codec, and the dirty mark.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Stamp(u64);
+
+impl Stamp {
+    const VERSION: u64 = (1 << 54) - 1;
+    const DIRTY: u64 = 1 << 63;
+
+    pub(crate) fn new(version: u64, codec: u8, dirty: bool) -> Stamp {
+        debug_assert!(version <= Self::VERSION);
+        Stamp((version & Self::VERSION) | u64::from(codec) << 54 | if dirty { Self::DIRTY } else { 0 })
+    }
+
+    pub(crate) fn version(self) -> u64 {
+        self.0 & Self::VERSION
+    }
+
+    pub(crate) fn codec(self) -> u8 {
+        (self.0 >> 54) as u8
+    }
+
+    /// The key waits in the janitor's channel.
+    pub(crate) fn dirty(self) -> bool {
+        self.0 & Self::DIRTY != 0
+    }
+
+    fn cleaned(self) -> Stamp {
+        Stamp(self.0 & !Self::DIRTY)
+    }
+}
+
+/// The largest version that a slot can hold: at ten million writes a second, enough for 57 years.
+pub(crate) const MAX_VERSION: u64 = Stamp::VERSION;
+
+/// Why the map would not do something. Nothing has changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Refused {
+    /// The collection's members live in another table now: look again.
+    Moved,
+    /// The store is closed.
+    Closed,
+    /// The bytes not yet durable are at their bound.
+    Full,
+}
+
+/// What the map holds: a handle that is cheap to clone.
+pub(crate) trait Stored: Clone + Send + Sync + 'static {
+    /// Its size in bytes, exact or estimated, the same at every call.
+    fn weight(&self) -> usize;
+}
+
+impl Stored for Value {
+    fn weight(&self) -> usize {
+        self.len()
+    }
+}
+
+impl<T: Send + Sync + 'static> Stored for std::sync::Arc<T> {
+    fn weight(&self) -> usize {
+        size_of::<T>()
+    }
+}
+
+/// What a write asks of the layer above. Every method is called under the shard's lock and must not wait.
+pub(crate) trait Ledger {
+    /// Whether writes are taken.
+    fn check_open(&self) -> Result<(), Refused>;
+
+    /// Adds to (or takes from) the bytes not yet durable.
+    fn charge(&self, delta: isize) -> Result<(), Refused>;
+
+    /// The next number of the store's one counter.
+    fn next_version(&self) -> u64;
+
+    /// Whether there is anything behind the map to store changes in.
+    fn persists(&self) -> bool;
+
+    /// The member was clean and is dirty.
+    fn dirty(&self, member: &Member);
+
+    /// The collection was cleared, at this version.
+    fn cleared(&self, version: u64);
+}

@@ -1,0 +1,163 @@
+//! Every knob of a store, with its default.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::backend::{Backend, Files, Memory, Progress};
+use crate::error::Result;
+use crate::report::no_path;
+use crate::store::Store;
+
+/// When a write becomes durable: when no crash of the process or the machine can lose it any more.
+#[non_exhaustive]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Durability {
+    /// Handed to the operating system as soon as the janitor comes to it, and made durable by `flush`, `close`, and at
+    /// least every five seconds.
+    Buffered,
+    /// Durable within this time and one sync.
+    Interval(Duration),
+    /// Durable before the write returns. Writers that wait at the same time share one sync.
+    Immediate,
+}
+
+impl Default for Durability {
+    /// An interval of 100 ms.
+    fn default() -> Self {
+        Durability::Interval(Duration::from_millis(100))
+    }
+}
+
+/// Every knob of a store. Made by [`Store::options`].
+///
+/// ```
+/// use std::time::Duration;
+/// use larder::{Durability, Store};
+///
+/// # let dir = tempfile::tempdir().unwrap();
+/// # let path = dir.path().join("music");
+/// let store = Store::options(path)
+///     .durability(Durability::Interval(Duration::from_millis(20)))
+///     .max_unsaved(16 << 20)
+///     .open()?;
+/// # Ok::<(), larder::Error>(())
+/// ```
+#[must_use = "options do nothing until they are opened"]
+pub struct Options {
+    pub(crate) path: PathBuf,
+    pub(crate) knobs: Knobs,
+    pub(crate) backend: Option<Box<dyn Backend>>,
+    pub(crate) progress: Option<Box<dyn FnMut(Progress) + Send>>,
+}
+
+/// The knobs that are plain values.
+#[derive(Debug, Clone)]
+pub(crate) struct Knobs {
+    pub(crate) durability: Durability,
+    pub(crate) max_unsaved: usize,
+    pub(crate) write_timeout: Duration,
+    pub(crate) stall_timeout: Duration,
+    pub(crate) quarantine_undecodable: bool,
+}
+
+impl Default for Knobs {
+    fn default() -> Self {
+        Knobs {
+            durability: Durability::default(),
+            max_unsaved: 256 << 20,
+            write_timeout: Duration::from_secs(10),
+            stall_timeout: Duration::from_secs(30),
+            quarantine_undecodable: false,
+        }
+    }
+}
+
+impl fmt::Debug for Options {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Options").field("path", &self.path).field("knobs", &self.knobs).finish_non_exhaustive()
+    }
+}
+
+impl Options {
+    pub(crate) fn new(path: PathBuf) -> Options {
+        Options { path, knobs: Knobs::default(), backend: None, progress: None }
+    }
+
+    pub(crate) fn in_memory() -> Options {
+        Options::new(no_path()).backend(Memory)
+    }
+
+    /// When a write becomes durable. Default: `Interval` of 100 ms.
+    pub fn durability(mut self, durability: Durability) -> Self {
+        self.knobs.durability = durability;
+        self
+    }
+
+    /// The most bytes (names and values) that may be written and not yet durable. At this bound writers wait for the
+    /// disk; a single larger value is let in alone. A value of a type counts as its size in RAM, without what it points to,
+    /// until it is encoded. Default: 256 MiB.
+    pub fn max_unsaved(mut self, bytes: usize) -> Self {
+        self.knobs.max_unsaved = bytes;
+        self
+    }
+
+    /// How long a write waits at that bound before it fails with [`Error::Degraded`](crate::Error::Degraded). While
+    /// the disk is failing it does not wait. Default: 10 s.
+    pub fn write_timeout(mut self, limit: Duration) -> Self {
+        self.knobs.write_timeout = limit;
+        self
+    }
+
+    /// How long `flush`, `close` and the drop of the last handle wait for a disk that makes no progress at all.
+    /// Default: 30 s.
+    pub fn stall_timeout(mut self, limit: Duration) -> Self {
+        self.knobs.stall_timeout = limit;
+        self
+    }
+
+    /// Whether members that do not decode when a collection is opened as a type are put into quarantine, rather than
+    /// making the opening fail. Default: no.
+    pub fn quarantine_undecodable(mut self, yes: bool) -> Self {
+        self.knobs.quarantine_undecodable = yes;
+        self
+    }
+
+    /// A backend other than one file per member. The path is then no more than the store's name in errors: nothing
+    /// is looked for or made there.
+    pub fn backend(mut self, backend: impl Backend + 'static) -> Self {
+        self.backend = Some(Box::new(backend));
+        self
+    }
+
+    /// Called now and then by `load`, on the thread that loads.
+    pub fn on_progress(mut self, callback: impl FnMut(Progress) + Send + 'static) -> Self {
+        self.progress = Some(Box::new(callback));
+        self
+    }
+
+    /// The store, not loaded yet.
+    ///
+    /// # Errors
+    ///
+    /// If the path cannot be a store. Nothing is created.
+    pub fn build(mut self) -> Result<Store> {
+        if self.backend.is_none() {
+            let files = Files::new(&self.path)?;
+            self.path = files.path().to_owned();
+            self.backend = Some(Box::new(files));
+        }
+        Ok(Store::from_options(self))
+    }
+
+    /// The store, loaded.
+    ///
+    /// # Errors
+    ///
+    /// As [`build`](Self::build) and [`Store::load`].
+    pub fn open(self) -> Result<Store> {
+        let store = self.build()?;
+        store.load()?;
+        Ok(store)
+    }
+}

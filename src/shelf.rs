@@ -1,0 +1,330 @@
+//! What one collection holds, in one of two forms: bytes, or values of a caller's type. [`AnyShelf`] is the face that both
+//! have: everything by key, and what the janitor needs.
+//!
+//! A collection begins as bytes, as it was loaded. Opening it as a type decodes all of it into a second shelf and moves
+//! the members over at one moment; from then on the first is empty and refuses with [`Refused::Moved`].
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, OnceLock};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::codec::{Codec, CodecError, RAW};
+use crate::error::{Error, Result};
+use crate::key;
+use crate::map::{Found, Ledger, Named, Refused, Stamp, Stored, Table};
+use crate::sync::NameHasher;
+use crate::value::{Member, Value};
+
+/// Why a shelf would not do something.
+pub(crate) enum Stop {
+    Refused(Refused),
+    Failed(Error),
+}
+
+impl From<Refused> for Stop {
+    fn from(refused: Refused) -> Stop {
+        Stop::Refused(refused)
+    }
+}
+
+impl From<Error> for Stop {
+    fn from(error: Error) -> Stop {
+        Stop::Failed(error)
+    }
+}
+
+/// How the values of a shelf become bytes, and back.
+pub(crate) struct Form<V> {
+    pub(crate) type_name: &'static str,
+    pub(crate) codec: &'static str,
+    /// `None` for bytes, whose codec is in each member's stamp.
+    pub(crate) codec_id: Option<u8>,
+    encode: Encode<V>,
+    decode: fn(&Value) -> Result<V, CodecError>,
+}
+
+enum Encode<V> {
+    /// It is bytes already.
+    Share(fn(&V) -> Value),
+    Write(fn(&V, &mut Vec<u8>) -> Result<(), CodecError>),
+}
+
+impl Form<Value> {
+    fn raw() -> Self {
+        Form {
+            type_name: "bytes",
+            codec: RAW,
+            codec_id: None,
+            encode: Encode::Share(Value::clone),
+            decode: |value| Ok(value.clone()),
+        }
+    }
+}
+
+impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Form<Arc<T>> {
+    pub(crate) fn typed<C: Codec>(codec_id: u8) -> Self {
+        Form {
+            type_name: std::any::type_name::<T>(),
+            codec: C::NAME,
+            codec_id: Some(codec_id),
+            encode: Encode::Write(|value, out| C::encode::<T>(value, out)),
+            decode: |value| C::decode::<T>(value).map(Arc::new),
+        }
+    }
+}
+
+impl<V> Form<V> {
+    pub(crate) fn decode(&self, bytes: &Value) -> Result<V, CodecError> {
+        (self.decode)(bytes)
+    }
+
+    fn to_value(&self, value: &V) -> Result<Value, CodecError> {
+        match self.encode {
+            Encode::Share(share) => Ok(share(value)),
+            Encode::Write(write) => {
+                let mut bytes = Vec::new();
+                write(value, &mut bytes)?;
+                Ok(Value::from(bytes))
+            }
+        }
+    }
+}
+
+pub(crate) struct Shelf<V> {
+    pub(crate) table: Table<V>,
+    pub(crate) form: Form<V>,
+}
+
+/// What the janitor took: a member as it is to be stored.
+pub(crate) struct Load {
+    pub(crate) payload: Payload,
+    pub(crate) version: u64,
+    /// `None` for the codec that the shelf's form has.
+    pub(crate) codec_id: u8,
+    /// It was waiting to be stored; otherwise somebody was here before.
+    pub(crate) dirty: bool,
+    /// What it counted among the bytes not yet durable until now.
+    pub(crate) charge: usize,
+}
+
+pub(crate) enum Payload {
+    /// Deleted.
+    Gone,
+    Shared(Value),
+    /// Appended to the buffer, from here to its end.
+    Encoded(std::ops::Range<usize>),
+    Unencodable(CodecError),
+}
+
+/// Everything by key, and what the janitor needs. `collection` is only for errors.
+pub(crate) trait AnyShelf: Send + Sync {
+    fn get(&self, collection: &str, member: &str) -> Result<Option<Value>, Stop>;
+    fn put(&self, collection: &str, member: &str, value: &Value, ledger: &dyn Ledger) -> Result<Option<Value>, Stop>;
+    fn delete(&self, collection: &str, member: &str, ledger: &dyn Ledger) -> Result<Option<Value>, Stop>;
+    fn clear(&self, ledger: &dyn Ledger) -> Result<usize, Stop>;
+    fn contains(&self, member: &str) -> Result<bool, Refused>;
+    /// Appends the members of one part, and says where to go on. See [`Table::scan`].
+    fn scan(&self, collection: &str, cursor: u64, out: &mut Vec<(Member, Value)>) -> Result<Option<u64>, Stop>;
+    fn names(&self, cursor: u64, out: &mut Vec<Member>) -> Result<Option<u64>, Refused>;
+    fn tally(&self) -> Result<(usize, u64), Refused>;
+    fn barrier(&self);
+    fn take(&self, member: &str, buffer: &mut Vec<u8>) -> Result<Option<Load>, Refused>;
+    fn bury(&self, member: &str, version: u64) -> Result<(), Refused>;
+    /// The type and the codec, for errors.
+    fn describe(&self) -> String;
+    fn as_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync>;
+}
+
+impl<V: Stored> AnyShelf for Shelf<V> {
+    fn get(&self, collection: &str, member: &str) -> Result<Option<Value>, Stop> {
+        let found = self.table.get(member)?;
+        self.shown(collection, member, found)
+    }
+
+    fn put(&self, collection: &str, member: &str, value: &Value, ledger: &dyn Ledger) -> Result<Option<Value>, Stop> {
+        let decoded = self
+            .form
+            .decode(value)
+            .map_err(|source| Error::codec("decode", key::join(collection, member), self.form.codec, source))?;
+        let old = self.table.put(member, &mut Some(decoded), self.form.codec_id.unwrap_or(0), ledger)?;
+        self.shown(collection, member, old)
+    }
+
+    fn delete(&self, collection: &str, member: &str, ledger: &dyn Ledger) -> Result<Option<Value>, Stop> {
+        let old = self.table.delete(member, None, ledger)?;
+        self.shown(collection, member, old)
+    }
+
+    fn clear(&self, ledger: &dyn Ledger) -> Result<usize, Stop> {
+        Ok(self.table.clear(ledger)?.members)
+    }
+
+    fn contains(&self, member: &str) -> Result<bool, Refused> {
+        self.table.contains(member)
+    }
+
+    fn scan(&self, collection: &str, cursor: u64, out: &mut Vec<(Member, Value)>) -> Result<Option<u64>, Stop> {
+        let mut found = Vec::new();
+        let next = self.table.scan(cursor, |member, value, _| found.push((member.clone(), value.clone())))?;
+        for (member, value) in found {
+            if let Some(value) = self.shown(collection, &member, Some(value))? {
+                out.push((member, value));
+            }
+        }
+        Ok(next)
+    }
+
+    fn names(&self, cursor: u64, out: &mut Vec<Member>) -> Result<Option<u64>, Refused> {
+        self.table.scan(cursor, |member, _, _| out.push(member.clone()))
+    }
+
+    fn tally(&self) -> Result<(usize, u64), Refused> {
+        self.table.tally()
+    }
+
+    fn barrier(&self) {
+        self.table.barrier();
+    }
+
+    fn take(&self, member: &str, buffer: &mut Vec<u8>) -> Result<Option<Load>, Refused> {
+        let Some(taken) = self.table.take(member)? else { return Ok(None) };
+        let payload = match (taken.value, &self.form.encode) {
+            (None, _) => Payload::Gone,
+            (Some(value), Encode::Share(share)) => Payload::Shared(share(&value)),
+            (Some(value), Encode::Write(write)) => {
+                let start = buffer.len();
+                let encoded = encode_guarded(*write, value, buffer);
+                match encoded {
+                    Ok(()) if buffer.len() - start <= key::MAX_VALUE => Payload::Encoded(start..buffer.len()),
+                    Ok(()) => {
+                        let size = buffer.len() - start;
+                        buffer.truncate(start);
+                        Payload::Unencodable(format!("{size} bytes are more than {}", key::MAX_VALUE).into())
+                    }
+                    Err(error) => {
+                        buffer.truncate(start);
+                        Payload::Unencodable(error)
+                    }
+                }
+            }
+        };
+        Ok(Some(Load {
+            payload,
+            version: taken.stamp.version(),
+            codec_id: self.form.codec_id.unwrap_or(taken.stamp.codec()),
+            dirty: taken.stamp.dirty(),
+            charge: taken.charge,
+        }))
+    }
+
+    fn bury(&self, member: &str, version: u64) -> Result<(), Refused> {
+        self.table.bury(member, version)
+    }
+
+    fn describe(&self) -> String {
+        format!("{} in codec {}", self.form.type_name, self.form.codec)
+    }
+
+    fn as_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync> {
+        self
+    }
+}
+
+/// Runs a caller's `Serialize`, and its `Drop` if this was the last handle, so that a panic in either ends here.
+fn encode_guarded<V>(
+    write: fn(&V, &mut Vec<u8>) -> Result<(), CodecError>,
+    value: V,
+    buffer: &mut Vec<u8>,
+) -> Result<(), CodecError> {
+    let encoded = catch_unwind(AssertUnwindSafe(|| write(&value, buffer)));
+    let dropped = catch_unwind(AssertUnwindSafe(|| drop(value)));
+    // What the value says when it goes has no bearing on what was encoded.
+    drop(dropped);
+    encoded.unwrap_or_else(|panic| Err(format!("Serialize panicked: {}", panic_message(&*panic)).into()))
+}
+
+/// What a panic said, if it was text.
+pub(crate) fn panic_message(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".to_owned())
+}
+
+impl<V: Stored> Shelf<V> {
+    /// A value as the caller by key sees it.
+    fn shown(&self, collection: &str, member: &str, value: Option<V>) -> Result<Option<Value>, Stop> {
+        let Some(value) = value else { return Ok(None) };
+        let shown = self.form.to_value(&value);
+        let failed = |source| Error::codec("encode", key::join(collection, member), self.form.codec, source);
+        Ok(Some(shown.map_err(failed)?))
+    }
+}
+
+/// A collection: its bytes, and once it is opened as a type, its values.
+pub(crate) struct Shelves {
+    name: Box<str>,
+    pub(crate) id: u32,
+    pub(crate) raw: Shelf<Value>,
+    pub(crate) typed: OnceLock<Arc<dyn AnyShelf>>,
+}
+
+impl Shelves {
+    pub(crate) fn new(name: &str, id: u32, hasher: NameHasher) -> Self {
+        let raw = Shelf { table: Table::new(hasher), form: Form::raw() };
+        Shelves { name: name.into(), id, raw, typed: OnceLock::new() }
+    }
+
+    /// The shelf that holds the members now.
+    pub(crate) fn current(&self) -> &dyn AnyShelf {
+        match self.typed.get() {
+            Some(typed) => &**typed,
+            None => &self.raw,
+        }
+    }
+
+    /// Calls `f` with the shelf that holds the members, again if they move meanwhile.
+    pub(crate) fn settled<R>(&self, mut f: impl FnMut(&dyn AnyShelf) -> Result<R, Refused>) -> Option<R> {
+        loop {
+            match f(self.current()) {
+                Ok(done) => return Some(done),
+                Err(Refused::Moved) => {}
+                Err(Refused::Closed | Refused::Full) => return None,
+            }
+        }
+    }
+
+    /// The members of the raw shelf, decoded into another form: what decodes, and what does not.
+    pub(crate) fn decode_into<V: Stored>(
+        &self,
+        found: Vec<Found<Value>>,
+        form: &Form<V>,
+        codec_name: impl Fn(u8) -> String,
+        made: &mut hashbrown::HashMap<Member, (V, Stamp), NameHasher>,
+    ) -> Vec<(Found<Value>, CodecError)> {
+        let mut failed = Vec::new();
+        for found in found {
+            let written_by = found.stamp.codec();
+            let decoded = if written_by == 0 || form.codec_id == Some(written_by) {
+                form.decode(&found.value)
+            } else {
+                Err(format!("it was written by codec {}", codec_name(written_by)).into())
+            };
+            match decoded {
+                Ok(value) => _ = made.insert(found.member, (value, found.stamp)),
+                Err(error) => {
+                    made.remove(&found.member);
+                    failed.push((found, error));
+                }
+            }
+        }
+        failed
+    }
+}
+
+impl Named for Shelves {
+    fn name(&self) -> &str {
+        &self.name
+    }
+}

@@ -1,0 +1,477 @@
+//! [`Store`]: its life, and the face by key, in bytes.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::codec::{Codec, Json};
+use crate::collection::Collection;
+use crate::core::{Core, Engine};
+use crate::error::{Error, Result};
+use crate::key;
+use crate::map::{Named, Refused};
+use crate::options::Options;
+use crate::report::{CloseReport, Health, LoadReport, Stats};
+use crate::shelf::{AnyShelf, Shelves, Stop};
+use crate::value::{Member, Value};
+
+/// An embedded store of collections and members, served from RAM and stored behind the scenes.
+///
+/// A handle: cheap to clone, and to be shared between threads. When the last handle of a store has gone, collections'
+/// included, the store is closed as well as it can be; [`close`](Self::close) does it with a report.
+///
+/// # Examples
+///
+/// ```
+/// use larder::Store;
+///
+/// # let dir = tempfile::tempdir().unwrap();
+/// # let path = dir.path().join("music");
+/// let store = Store::open(path)?;
+/// store.put("artist/daft_punk", "{ quality:'epic' }")?;
+/// assert_eq!(store.get("artist/daft_punk")?.unwrap(), "{ quality:'epic' }");
+/// assert_eq!(store.get_all("artist")?.len(), 1);
+/// store.delete("artist/daft_punk")?;
+/// store.close()?;
+/// # Ok::<(), larder::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct Store {
+    handle: Arc<Handle>,
+}
+
+/// What the users of a store hold in common, and the janitor does not: when it goes, the store closes.
+pub(crate) struct Handle {
+    pub(crate) core: Arc<Core>,
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.core.abandon();
+    }
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Store").field("path", &self.path()).finish_non_exhaustive()
+    }
+}
+
+/// What a lookup in the registry, which is made under its lock, leads to.
+enum Seen<R> {
+    Done(Result<R, Stop>),
+    /// The collection is open as a type: its codec runs outside the lock.
+    Typed(Arc<Shelves>),
+}
+
+/// The life of a store.
+impl Store {
+    /// A store at `path`, which is resolved now, so that a later change of the working directory does not matter.
+    /// Nothing is created: that is [`load`](Self::load)'s part.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotAStore`] if there is something at the path that is no directory, or a directory that has something
+    /// in it and no `.larder`.
+    #[doc(alias = "NewStore")]
+    pub fn new(path: impl AsRef<Path>) -> Result<Store> {
+        Store::options(path).build()
+    }
+
+    /// A store at `path`, loaded: [`new`](Self::new) and [`load`](Self::load). What the load found is in
+    /// [`load_report`](Self::load_report).
+    ///
+    /// # Errors
+    ///
+    /// As `new` and `load`.
+    pub fn open(path: impl AsRef<Path>) -> Result<Store> {
+        Store::options(path).open()
+    }
+
+    /// A store with nothing behind it, loaded already: everything works, and nothing outlives it.
+    pub fn in_memory() -> Store {
+        let store = Store::from_options(Options::in_memory());
+        let loaded = store.load();
+        debug_assert!(loaded.is_ok(), "there is nothing to load that could fail");
+        store
+    }
+
+    /// Every knob, to be set before the store is opened.
+    pub fn options(path: impl AsRef<Path>) -> Options {
+        Options::new(path.as_ref().to_owned())
+    }
+
+    pub(crate) fn from_options(options: Options) -> Store {
+        Store { handle: Arc::new(Handle { core: Arc::new(Core::new(options)) }) }
+    }
+
+    /// Takes the directory's lock, recovers what is stored, and starts the janitor. Creates the directory, private to
+    /// its owner, if there is none.
+    ///
+    /// Damaged files are moved into quarantine, and the report lists them; files that are not larder's are left alone.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Locked`] at once if another store, here or in another process, has the directory;
+    /// [`Error::NewerFormat`] if a newer larder wrote it; [`Error::AlreadyLoaded`]; [`Error::Io`]. The lock is not held
+    /// after an error, and `load` may be called again.
+    #[doc(alias = "Load")]
+    pub fn load(&self) -> Result<LoadReport> {
+        self.handle.core.load()
+    }
+
+    /// What the load found; empty before it.
+    pub fn load_report(&self) -> LoadReport {
+        self.handle.core.report()
+    }
+
+    /// The store's directory.
+    pub fn path(&self) -> &Path {
+        &self.handle.core.path
+    }
+
+    /// Returns when every write made before the call is durable: no crash loses it.
+    ///
+    /// # Errors
+    ///
+    /// Why it is not: [`Error::Io`] with path and action, [`Error::Codec`] with the key of a value that does not encode,
+    /// [`Error::Degraded`] when nothing has moved for [`Options::stall_timeout`]. Everything is kept in RAM, and tried
+    /// again.
+    pub fn flush(&self) -> Result<()> {
+        self.handle.core.flush()
+    }
+
+    /// Stores what is not stored yet, stops the janitor, and gives up the directory's lock. No write that returned
+    /// `Ok` on another thread is lost to it.
+    ///
+    /// # Errors
+    ///
+    /// As [`flush`](Self::flush). The store is open still then, and can be closed again.
+    #[doc(alias = "Close")]
+    pub fn close(&self) -> Result<CloseReport> {
+        self.handle.core.close()
+    }
+
+    /// The store in numbers. All 0 before it is loaded.
+    pub fn stats(&self) -> Stats {
+        let Some(engine) = self.handle.core.engine() else { return Stats::default() };
+        let (members, collections, bytes) = engine.tally();
+        Stats {
+            members,
+            collections,
+            bytes,
+            dirty: engine.waiting() + engine.link.in_hand(),
+            oldest_dirty: engine.link.oldest(),
+            unsaved_bytes: engine.unsaved(),
+            journal_bytes: 0,
+        }
+    }
+
+    /// Whether writes are reaching the disk, and if not, what fails since when.
+    pub fn health(&self) -> Health {
+        self.handle.core.engine().map_or(Health::Well, |engine| engine.link.health())
+    }
+}
+
+/// By key, in bytes. A key is `"collection/member"`.
+///
+/// A collection that is open as a type is seen as its encoded bytes; a put decodes first, and is refused if it does not.
+///
+/// All of these fail with [`Error::NotLoaded`] before the load, [`Error::Closed`] after the close, and
+/// [`Error::InvalidKey`] on a key that breaks a rule.
+impl Store {
+    /// The member's value.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Codec`] if the collection is open as a type and the value does not encode.
+    #[doc(alias = "Get")]
+    pub fn get(&self, key: impl AsRef<str>) -> Result<Option<Value>> {
+        let (collection, member) = key::split(key.as_ref())?;
+        let engine = self.handle.core.open()?;
+        let raw = engine.registry.with(collection, |shelves| match shelves.typed.get() {
+            None => shelves.raw.table.get(member).map_err(|_| shelves.clone()),
+            Some(_) => Err(shelves.clone()),
+        });
+        match raw {
+            None => Ok(None),
+            Some(Ok(found)) => Ok(found),
+            Some(Err(shelves)) => self.read(&shelves, |shelf| shelf.get(collection, member)),
+        }
+    }
+
+    /// Whether there is such a member.
+    ///
+    /// # Errors
+    ///
+    /// Those of every call by key.
+    pub fn contains(&self, key: impl AsRef<str>) -> Result<bool> {
+        let (collection, member) = key::split(key.as_ref())?;
+        self.read_collection(collection, |shelf| Ok(shelf.contains(member)?))
+    }
+
+    /// Puts a value in place, and returns the one that was there.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Degraded`] when the bytes not yet durable are at their bound and the disk does not take them;
+    /// [`Error::TooLarge`]; [`Error::Codec`] if the collection is open as a type and the value does not decode. Nothing
+    /// has changed then. Two errors come after the write: in `Immediate` mode those of [`flush`](Self::flush), and
+    /// `Codec` with the action `encode` when the previous value cannot be shown as bytes.
+    #[doc(alias = "Put")]
+    pub fn put(&self, key: impl AsRef<str>, value: impl Into<Value>) -> Result<Option<Value>> {
+        let (collection, member) = key::split(key.as_ref())?;
+        let value = value.into();
+        let core = &self.handle.core;
+        let engine = core.open()?;
+        core.check_size(collection, member, value.len())?;
+        let mut value = Some(value);
+        core.write(engine, || {
+            let seen = engine.registry.with(collection, |shelves| match shelves.typed.get() {
+                None => {
+                    let lane = core.lane(engine, shelves.id);
+                    Seen::Done(shelves.raw.table.put(member, &mut value, 0, &lane).map_err(Stop::from))
+                }
+                Some(_) => Seen::Typed(shelves.clone()),
+            });
+            match (seen, &value) {
+                (Some(Seen::Done(done)), _) => done,
+                (Some(Seen::Typed(shelves)), Some(value)) => {
+                    let lane = core.lane(engine, shelves.id);
+                    shelves.current().put(collection, member, value, &lane)
+                }
+                _ => {
+                    engine.shelves(collection);
+                    Err(Stop::Refused(Refused::Moved))
+                }
+            }
+        })
+    }
+
+    /// Deletes a member, and returns the value that was there.
+    ///
+    /// # Errors
+    ///
+    /// As [`put`](Self::put).
+    #[doc(alias = "Delete")]
+    pub fn delete(&self, key: impl AsRef<str>) -> Result<Option<Value>> {
+        let (collection, member) = key::split(key.as_ref())?;
+        let core = &self.handle.core;
+        let engine = core.open()?;
+        let Some(shelves) = engine.registry.get(collection) else { return Ok(None) };
+        let lane = core.lane(engine, shelves.id);
+        core.write(engine, || shelves.current().delete(collection, member, &lane))
+    }
+
+    /// All members of a collection with their values, in no particular order. Not a snapshot: a member written
+    /// meanwhile may be there in its old form or its new one.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Codec`] if the collection is open as a type and a value does not encode.
+    #[doc(alias = "GetAll")]
+    pub fn get_all(&self, collection: impl AsRef<str>) -> Result<Vec<(Member, Value)>> {
+        let mut all = Vec::new();
+        let mut walk = self.iter(collection)?;
+        while walk.fill()? {
+            all.append(&mut walk.ready);
+        }
+        Ok(all)
+    }
+
+    /// Deletes all members of a collection at one moment, and says how many there were.
+    ///
+    /// # Errors
+    ///
+    /// As [`put`](Self::put).
+    #[doc(alias = "DeleteAll")]
+    pub fn delete_all(&self, collection: impl AsRef<str>) -> Result<usize> {
+        let collection = collection.as_ref();
+        key::check_collection(collection)?;
+        let core = &self.handle.core;
+        let engine = core.open()?;
+        let Some(shelves) = engine.registry.get(collection) else { return Ok(0) };
+        let lane = core.lane(engine, shelves.id);
+        core.write(engine, || shelves.current().clear(&lane))
+    }
+
+    /// The names of all members of a collection, in no particular order.
+    ///
+    /// # Errors
+    ///
+    /// Those of every call by key.
+    pub fn members(&self, collection: impl AsRef<str>) -> Result<Vec<Member>> {
+        let mut names = Vec::new();
+        let mut cursor = Some(0);
+        while let Some(at) = cursor {
+            cursor = self.read_collection(collection.as_ref(), |shelf| Ok(shelf.names(at, &mut names)?))?;
+        }
+        Ok(names)
+    }
+
+    /// How many members a collection has.
+    ///
+    /// # Errors
+    ///
+    /// Those of every call by key.
+    pub fn len(&self, collection: impl AsRef<str>) -> Result<usize> {
+        self.read_collection(collection.as_ref(), |shelf| Ok(shelf.tally()?.0))
+    }
+
+    /// Whether a collection has no members.
+    ///
+    /// # Errors
+    ///
+    /// Those of every call by key.
+    pub fn is_empty(&self, collection: impl AsRef<str>) -> Result<bool> {
+        Ok(self.len(collection)? == 0)
+    }
+
+    /// The names of all collections that have members, sorted.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotLoaded`] and [`Error::Closed`].
+    pub fn collections(&self) -> Result<Vec<String>> {
+        let engine = self.handle.core.open()?;
+        let mut names = Vec::new();
+        for shelves in engine.registry.all() {
+            if shelves.settled(|shelf| shelf.tally()).is_some_and(|(members, _)| members > 0) {
+                names.push(shelves.name().to_owned());
+            }
+        }
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    /// Walks a collection without copying it whole: a few thousand members at most are held at a time. A member that is
+    /// there from the beginning to the end is met exactly once, in the form that it has when the walk comes to it.
+    ///
+    /// # Errors
+    ///
+    /// Those of every call by key.
+    pub fn iter(&self, collection: impl AsRef<str>) -> Result<Iter> {
+        let collection = collection.as_ref();
+        key::check_collection(collection)?;
+        let shelves = self.handle.core.open()?.registry.get(collection);
+        Ok(Iter { store: self.clone(), cursor: shelves.is_some().then_some(0), shelves, ready: Vec::new() })
+    }
+
+    fn read_collection<R: Default>(
+        &self,
+        collection: &str,
+        f: impl FnMut(&dyn AnyShelf) -> Result<R, Stop>,
+    ) -> Result<R> {
+        key::check_collection(collection)?;
+        match self.handle.core.open()?.registry.get(collection) {
+            Some(shelves) => self.read(&shelves, f),
+            None => Ok(R::default()),
+        }
+    }
+
+    /// Does a read: again when the members have moved.
+    fn read<R>(&self, shelves: &Shelves, mut f: impl FnMut(&dyn AnyShelf) -> Result<R, Stop>) -> Result<R> {
+        loop {
+            match f(shelves.current()) {
+                Ok(done) => return Ok(done),
+                Err(Stop::Refused(Refused::Moved)) => {}
+                Err(Stop::Refused(_)) => return Err(Error::Closed { path: self.path().to_owned() }),
+                Err(Stop::Failed(error)) => return Err(error),
+            }
+        }
+    }
+}
+
+/// In your own types.
+impl Store {
+    /// The collection, as values of `T` stored as JSON. See [`collection_with`](Self::collection_with).
+    ///
+    /// # Errors
+    ///
+    /// As `collection_with`.
+    pub fn collection<T>(&self, name: impl AsRef<str>) -> Result<Collection<T>>
+    where
+        T: Serialize + DeserializeOwned + Send + Sync + 'static,
+    {
+        self.collection_with::<T, Json>(name)
+    }
+
+    /// The collection, as values of `T` stored through the codec `C`.
+    ///
+    /// A collection that was loaded as bytes is decoded, once, by whoever opens it first: all of it, or, if a member
+    /// does not decode, nothing. Members that were put by key decode with `C`; a member written by another codec does
+    /// not decode. The call holds no lock while it decodes, and starts over with what is written meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::TypeMismatch`] if the collection is open as another type or through another codec; [`Error::Codec`] with
+    /// the members that do not decode, unless
+    /// [`Options::quarantine_undecodable`](crate::Options::quarantine_undecodable) is set; [`Error::InvalidKey`].
+    pub fn collection_with<T, C>(&self, name: impl AsRef<str>) -> Result<Collection<T>>
+    where
+        T: Serialize + DeserializeOwned + Send + Sync + 'static,
+        C: Codec,
+    {
+        Collection::open::<C>(&self.handle, name.as_ref())
+    }
+}
+
+/// A walk over a collection. See [`Store::iter`].
+pub struct Iter {
+    store: Store,
+    shelves: Option<Arc<Shelves>>,
+    cursor: Option<u64>,
+    ready: Vec<(Member, Value)>,
+}
+
+impl fmt::Debug for Iter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Iter").field("ready", &self.ready.len()).finish_non_exhaustive()
+    }
+}
+
+impl Iter {
+    /// Makes sure that something is ready. False at the end.
+    fn fill(&mut self) -> Result<bool> {
+        while self.ready.is_empty() {
+            let (Some(at), Some(shelves)) = (self.cursor, &self.shelves) else { return Ok(false) };
+            let ready = &mut self.ready;
+            let next = self.store.read(shelves, |shelf| {
+                ready.clear();
+                shelf.scan(shelves.name(), at, ready)
+            });
+            // An error ends the walk: what follows is not known to be whole.
+            self.cursor = next.as_ref().map_or(None, |next| *next);
+            next?;
+        }
+        Ok(true)
+    }
+}
+
+impl Iterator for Iter {
+    type Item = Result<(Member, Value)>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        match self.fill() {
+            Ok(true) => self.ready.pop().map(Ok),
+            Ok(false) => None,
+            Err(error) => Some(Err(error)),
+        }
+    }
+}
+
+impl std::iter::FusedIterator for Iter {}
+
+/// The path and the engine, for the rooms that are opened from a handle.
+impl Handle {
+    pub(crate) fn engine(&self) -> Result<&Engine> {
+        self.core.open()
+    }
+
+    pub(crate) fn path(&self) -> PathBuf {
+        self.core.path.clone()
+    }
+}
