@@ -269,13 +269,13 @@ impl Core {
         if engine.persists() {
             engine.link.check_alive()?;
         }
-        let mut deadline = None;
+        let mut full = Full::default();
         let done = loop {
             match attempt() {
                 Ok(done) => break done,
                 Err(Stop::Refused(Refused::Moved)) => {}
                 Err(Stop::Refused(Refused::Closed)) => return Err(self.closed()),
-                Err(Stop::Refused(Refused::Full)) => self.wait_for_room(engine, &mut deadline)?,
+                Err(Stop::Refused(Refused::Full)) => self.wait_for_room(engine, &mut full)?,
                 Err(Stop::Failed(error)) => return Err(error),
             }
         };
@@ -289,28 +289,34 @@ impl Core {
         Ok(done)
     }
 
-    /// Waits until some bytes have become durable, or until it is clear that they will not in time.
-    fn wait_for_room(&self, engine: &Engine, deadline: &mut Option<Instant>) -> Result<()> {
+    /// Waits until some bytes have become durable, or until it is clear that they will not in time. The first time it
+    /// only notes how things stand: what becomes durable between then and the second refusal ends the wait.
+    fn wait_for_room(&self, engine: &Engine, full: &mut Full) -> Result<()> {
         let link = &engine.link;
         if link.on_janitor_thread() {
             return Err(Error::Reentrant { action: "a write at the bound of unsaved bytes" });
         }
         let limit = self.knobs.write_timeout;
-        let deadline = *deadline.get_or_insert_with(|| Instant::now() + limit);
-        let full = |source: Option<Error>| Error::Degraded {
+        let deadline = *full.deadline.get_or_insert_with(|| Instant::now() + limit);
+        let degraded = |source: Option<Error>| Error::Degraded {
             reason: format!("{} bytes are not durable, and the most is {}", engine.unsaved(), self.knobs.max_unsaved),
             source: source.map(Arc::new),
         };
         if let Some(failure) = link.failure() {
-            return Err(full(Some(failure)));
+            return Err(degraded(Some(failure)));
         }
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            return Err(full(None));
+            return Err(degraded(None));
         }
-        engine.send(Msg::Nudge);
-        // A bounded wait: what is missed between the refusal and here is seen the next time round.
-        link.wait_for_room(left.min(Duration::from_millis(100)));
+        match full.seen.take() {
+            None => full.seen = Some(link.freed()),
+            Some(seen) => {
+                link.starve();
+                engine.send(Msg::Nudge);
+                link.wait_for_room(seen, left);
+            }
+        }
         Ok(())
     }
 
@@ -449,6 +455,14 @@ impl Core {
         // Dropping its handle lets the thread go on alone: it may be inside a call that never returns.
         drop(self.janitor.lock().take());
     }
+}
+
+/// A write that found the bytes not yet durable at their bound.
+#[derive(Default)]
+struct Full {
+    deadline: Option<Instant>,
+    /// What had been freed when it was refused.
+    seen: Option<u64>,
 }
 
 /// Takes the life back to where it was unless the close is done, also when it unwinds.

@@ -102,7 +102,7 @@ pub(crate) struct Link {
     in_hand: AtomicUsize,
     /// Counts batches and syncs: whoever waits can see that something moves.
     progress: AtomicU64,
-    /// Counts what became durable, for writers that wait for room.
+    /// Counts the occasions on which something became durable or failed, for writers that wait for room.
     freed: Mutex<u64>,
     room: Condvar,
     urgent: Sender<()>,
@@ -194,13 +194,24 @@ impl Link {
         self.progress.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn wait_for_room(&self, limit: Duration) {
-        let freed = self.freed.lock();
-        let before = *freed;
+    /// Counts what became durable: not the bytes, the occasions.
+    pub(crate) fn freed(&self) -> u64 {
+        *self.freed.lock()
+    }
+
+    /// Writers wait for room: the janitor syncs at once.
+    pub(crate) fn starve(&self) {
         self.starved.store(true, Ordering::SeqCst);
         self.hurry();
-        let (freed, _) = wait_for(&self.room, freed, limit);
-        debug_assert!(*freed >= before);
+    }
+
+    /// Waits until more has become durable than `seen`, or something has failed, or for `limit`.
+    pub(crate) fn wait_for_room(&self, seen: u64, limit: Duration) {
+        let freed = self.freed.lock();
+        if *freed == seen {
+            let (freed, _) = wait_for(&self.room, freed, limit);
+            drop(freed);
+        }
     }
 
     fn room_was_made(&self) {

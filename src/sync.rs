@@ -202,10 +202,6 @@ mod model {
                 TryRecvError::Disconnected => RecvTimeoutError::Disconnected,
             })
         }
-
-        pub(crate) fn len(&self) -> usize {
-            self.0.state.lock().items.len()
-        }
     }
 
     impl<T> Drop for Receiver<T> {

@@ -1,0 +1,413 @@
+//! The dirty-mark protocol under the model checker: the crate's own code, on schedules that shuttle chooses.
+//!
+//! Run with `RUSTFLAGS="--cfg shuttle" cargo test --release --test shuttle`. Built without the flag, there is nothing
+//! in here. What the janitor does is seen through a backend that remembers what was applied and what was synced.
+#![cfg(shuttle)]
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use larder::backend::{Backend, Change, Loader, Rejected};
+use larder::{Durability, Error, Result, Store};
+use shuttle::sync::Mutex;
+use shuttle::thread;
+
+/// Schedules for each test: enough that each of the bugs named in the tests below is found within the first few hundred.
+const SCHEDULES: usize = 3000;
+
+type Members = BTreeMap<String, (u64, Vec<u8>)>;
+
+#[derive(Default)]
+struct Disk {
+    applied: Members,
+    durable: Members,
+    closed: bool,
+    /// How many of the next batches are refused.
+    refuse: usize,
+    /// How many of the next syncs fail, and lose what was applied.
+    lose: usize,
+}
+
+#[derive(Clone, Default)]
+struct Shared(Arc<Mutex<Disk>>);
+
+impl Shared {
+    fn disk(&self) -> shuttle::sync::MutexGuard<'_, Disk> {
+        self.0.lock().unwrap()
+    }
+
+    fn break_down(&self, refuse: usize, lose: usize) {
+        let mut disk = self.disk();
+        (disk.refuse, disk.lose) = (refuse, lose);
+    }
+
+    fn faults_left(&self) -> usize {
+        let disk = self.disk();
+        disk.refuse + disk.lose
+    }
+
+    fn durable(&self, key: &str) -> Option<Vec<u8>> {
+        self.disk().durable.get(key).map(|(_, value)| value.clone())
+    }
+}
+
+impl Backend for Shared {
+    fn load(&mut self, loader: &Loader<'_>) -> Result<u64> {
+        for (key, (version, value)) in &self.disk().durable {
+            let (collection, member) = key.split_once('/').unwrap();
+            loader.put(collection, member, *version, "raw", value)?;
+        }
+        Ok(0)
+    }
+
+    fn apply(&mut self, batch: &[Change<'_>]) -> Result<(), Rejected> {
+        let mut disk = self.disk();
+        if disk.refuse > 0 {
+            disk.refuse -= 1;
+            return Err(Rejected::all(Error::backend("apply", "refused")));
+        }
+        let mut seen = std::collections::HashSet::new();
+        for change in batch {
+            match *change {
+                Change::Put { collection, member, version, value, .. } => {
+                    assert!(seen.insert((collection, member)), "one change a member in a batch");
+                    disk.applied.insert(format!("{collection}/{member}"), (version, value.to_vec()));
+                }
+                Change::Delete { collection, member, .. } => {
+                    assert!(seen.insert((collection, member)), "one change a member in a batch");
+                    disk.applied.remove(&format!("{collection}/{member}"));
+                }
+                Change::Clear { collection, version } => {
+                    assert!(seen.is_empty(), "clears come first");
+                    let start = format!("{collection}/");
+                    disk.applied.retain(|key, value| !key.starts_with(&start) || value.0 >= version);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn sync(&mut self) -> Result<()> {
+        let mut disk = self.disk();
+        if disk.lose > 0 {
+            disk.lose -= 1;
+            disk.applied = disk.durable.clone();
+            return Err(Error::backend("sync", "lost"));
+        }
+        disk.durable = disk.applied.clone();
+        Ok(())
+    }
+
+    fn close(&mut self, _counter: u64) -> Result<()> {
+        self.disk().closed = true;
+        Ok(())
+    }
+}
+
+/// Every batch is synced at once: the janitor has no reason to look at the time.
+fn open(disk: &Shared) -> Store {
+    open_with(disk, Durability::Interval(Duration::ZERO))
+}
+
+fn open_with(disk: &Shared, durability: Durability) -> Store {
+    Store::options("model").durability(durability).backend(disk.clone()).open().unwrap()
+}
+
+/// Half of the schedules are random; half run one thread for long stretches, which is what a race with a whole close needs
+/// (PCT: Burckhardt et al., "A Randomized Scheduler with Probabilistic Guarantees of Finding Bugs", 2010).
+fn check(test: impl Fn() + Send + Sync + Clone + 'static) {
+    shuttle::check_random(test.clone(), SCHEDULES);
+    shuttle::check_pct(test, SCHEDULES, 3);
+}
+
+/// What is in RAM is what is durable.
+fn agree(store: &Store, disk: &Shared, collection: &str) {
+    let ram: BTreeMap<String, Vec<u8>> = store
+        .get_all(collection)
+        .unwrap()
+        .into_iter()
+        .map(|(member, value)| (format!("{collection}/{member}"), value.to_vec()))
+        .collect();
+    let start = format!("{collection}/");
+    let durable: BTreeMap<String, Vec<u8>> = disk
+        .disk()
+        .durable
+        .iter()
+        .filter(|(key, _)| key.starts_with(&start))
+        .map(|(key, (_, value))| (key.clone(), value.clone()))
+        .collect();
+    assert_eq!(ram, durable);
+}
+
+/// Fails when the dirty mark is cleared after the value was read, or set outside the lock under which the key is sent.
+#[test]
+fn the_newest_write_is_stored() {
+    check(|| {
+        let disk = Shared::default();
+        let store = open(&disk);
+        let writers: Vec<_> = (0..2)
+            .map(|writer| {
+                let store = store.clone();
+                thread::spawn(move || {
+                    for number in 0..3u8 {
+                        store.put("c/k", [writer, number]).unwrap();
+                    }
+                })
+            })
+            .collect();
+        writers.into_iter().for_each(|writer| writer.join().unwrap());
+        store.flush().unwrap();
+        assert_eq!(disk.durable("c/k").unwrap(), &store.get("c/k").unwrap().unwrap()[..]);
+        store.close().unwrap();
+    });
+}
+
+#[test]
+fn a_flush_covers_every_write_that_returned_before_it() {
+    check(|| {
+        let disk = Shared::default();
+        let store = open(&disk);
+        let other = store.clone();
+        let writer = thread::spawn(move || {
+            for number in 0..3u8 {
+                other.put("c/k", [number]).unwrap();
+            }
+        });
+        store.put("c/mine", [1]).unwrap();
+        store.put("c/mine", [2]).unwrap();
+        store.flush().unwrap();
+        assert_eq!(disk.durable("c/mine").unwrap(), [2]);
+        writer.join().unwrap();
+        store.flush().unwrap();
+        assert_eq!(disk.durable("c/k").unwrap(), [2]);
+        store.close().unwrap();
+    });
+}
+
+/// Fails when a tombstone is removed, or a delete is stored, over a newer put.
+#[test]
+fn a_delete_does_not_take_a_newer_put_with_it() {
+    check(|| {
+        let disk = Shared::default();
+        // Several batches come before one sync.
+        let store = open_with(&disk, Durability::Buffered);
+        store.put("c/k", [0]).unwrap();
+        let other = store.clone();
+        let deleter = thread::spawn(move || {
+            other.delete("c/k").unwrap();
+            other.put("c/k", [1]).unwrap();
+            other.delete("c/k").unwrap();
+        });
+        store.put("c/k", [2]).unwrap();
+        deleter.join().unwrap();
+        store.flush().unwrap();
+        agree(&store, &disk, "c");
+        store.close().unwrap();
+    });
+}
+
+/// Fails when a tombstone is removed with the sync of an older delete.
+#[test]
+fn a_tombstone_stays_until_its_own_delete_is_durable() {
+    check(|| {
+        let disk = Shared::default();
+        let store = open_with(&disk, Durability::Buffered);
+        let other = store.clone();
+        let writer = thread::spawn(move || {
+            for number in 0..2u8 {
+                other.put("c/k", [number]).unwrap();
+                other.delete("c/k").unwrap();
+            }
+        });
+        store.flush().unwrap();
+        store.flush().unwrap();
+        writer.join().unwrap();
+        store.flush().unwrap();
+        assert_eq!(disk.durable("c/k"), None);
+        store.close().unwrap();
+    });
+}
+
+#[test]
+fn a_put_that_races_a_clear_is_wholly_before_or_wholly_after() {
+    check(|| {
+        let disk = Shared::default();
+        let store = open(&disk);
+        store.put("c/a", [0]).unwrap();
+        let (first, second) = (store.clone(), store.clone());
+        let putter = thread::spawn(move || {
+            first.put("c/a", [1]).unwrap();
+            first.put("c/b", [2]).unwrap();
+        });
+        let clearer = thread::spawn(move || second.delete_all("c").unwrap());
+        store.flush().unwrap();
+        putter.join().unwrap();
+        clearer.join().unwrap();
+        store.flush().unwrap();
+        agree(&store, &disk, "c");
+        store.close().unwrap();
+    });
+}
+
+#[test]
+fn no_write_that_returned_ok_is_lost_to_a_close() {
+    check(|| {
+        let disk = Shared::default();
+        let store = open(&disk);
+        let other = store.clone();
+        let writer = thread::spawn(move || {
+            let mut last = None;
+            for number in 0..4u8 {
+                match other.put("c/k", [number]) {
+                    Ok(_) => last = Some(vec![number]),
+                    Err(Error::Closed { .. }) => break,
+                    Err(error) => panic!("{error}"),
+                }
+            }
+            last
+        });
+        store.close().unwrap();
+        assert!(disk.disk().closed);
+        assert_eq!(writer.join().unwrap(), disk.durable("c/k"));
+        assert!(matches!(store.put("c/k", "late"), Err(Error::Closed { .. })));
+    });
+}
+
+#[test]
+fn the_last_handle_to_go_stores_everything() {
+    check(|| {
+        let disk = Shared::default();
+        let store = open(&disk);
+        let numbers = store.collection::<u32>("n").unwrap();
+        drop(store);
+        let other = numbers.clone();
+        let writer = thread::spawn(move || {
+            other.put("a", 1).unwrap();
+        });
+        numbers.put("b", 2).unwrap();
+        drop(numbers);
+        writer.join().unwrap();
+        assert!(disk.disk().closed);
+        assert_eq!((disk.durable("n/a").unwrap(), disk.durable("n/b").unwrap()), (b"1".to_vec(), b"2".to_vec()));
+    });
+}
+
+#[test]
+fn what_the_backend_refused_or_lost_is_offered_again() {
+    check(|| {
+        let disk = Shared::default();
+        let store = open(&disk);
+        disk.break_down(1, 1);
+        let other = store.clone();
+        let writer = thread::spawn(move || {
+            other.put("c/k", [1]).unwrap();
+            other.put("c/k", [2]).unwrap();
+            other.delete("c/l").unwrap();
+        });
+        store.put("c/l", [3]).unwrap();
+        let mut failures = 0;
+        while store.flush().is_err() {
+            failures += 1;
+            assert!(failures <= 2, "each fault fails at most one flush");
+        }
+        assert_eq!(disk.faults_left(), 0);
+        writer.join().unwrap();
+        store.flush().unwrap();
+        agree(&store, &disk, "c");
+        assert!(store.health().is_well());
+        assert_eq!((store.stats().unsaved_bytes, store.stats().dirty), (0, 0));
+        store.close().unwrap();
+    });
+}
+
+/// Fails when a write finds its collection as bytes and lands there after the members have moved.
+#[test]
+fn a_collection_opened_as_a_type_misses_no_write_by_key() {
+    check(|| {
+        let disk = Shared::default();
+        let store = open(&disk);
+        store.put("n/a", "1").unwrap();
+        let other = store.clone();
+        let writer = thread::spawn(move || {
+            other.put("n/b", "2").unwrap();
+            other.put("n/a", "3").unwrap();
+            other.delete("n/b").unwrap();
+            other.put("n/c", "4").unwrap();
+        });
+        let opener = {
+            let store = store.clone();
+            thread::spawn(move || store.collection::<u32>("n").unwrap().len())
+        };
+        let numbers = store.collection::<u32>("n").unwrap();
+        writer.join().unwrap();
+        opener.join().unwrap();
+        let mut all: Vec<(String, u32)> =
+            numbers.get_all().into_iter().map(|(member, value)| (member.into(), *value)).collect();
+        all.sort();
+        assert_eq!(all, [("a".to_owned(), 3), ("c".to_owned(), 4)]);
+        store.flush().unwrap();
+        agree(&store, &disk, "n");
+        assert_eq!(store.stats().unsaved_bytes, 0);
+        store.close().unwrap();
+    });
+}
+
+#[test]
+fn a_shard_that_splits_loses_nothing() {
+    shuttle::check_random(
+        || {
+            let store = Store::in_memory();
+            let name = |number: usize| format!("c/{number}");
+            for number in 0..64 {
+                store.put(name(number), [0]).unwrap();
+            }
+            let threads: Vec<_> = (0..2)
+                .map(|part| {
+                    let store = store.clone();
+                    thread::spawn(move || {
+                        for number in [64 + part, 3 + part, 66 + part] {
+                            store.put(name(number), [1]).unwrap();
+                            assert_eq!(store.get(name(number)).unwrap().unwrap(), [1]);
+                        }
+                    })
+                })
+                .collect();
+            let walked: Vec<_> = store.iter("c").unwrap().map(|entry| entry.unwrap().0).collect();
+            let mut distinct = walked.clone();
+            distinct.sort();
+            distinct.dedup();
+            assert_eq!(distinct.len(), walked.len(), "nothing is met twice");
+            assert!((0..64).all(|number| distinct.iter().any(|member| **member == number.to_string())));
+            threads.into_iter().for_each(|thread| thread.join().unwrap());
+            assert_eq!(store.len("c").unwrap(), 68);
+        },
+        SCHEDULES / 10,
+    );
+}
+
+#[test]
+fn writers_at_the_bound_are_let_in_when_room_is_made() {
+    check(|| {
+        let disk = Shared::default();
+        let store = Store::options("model")
+            .durability(Durability::Interval(Duration::ZERO))
+            .max_unsaved(16)
+            .backend(disk.clone())
+            .open()
+            .unwrap();
+        let writers: Vec<_> = (0..2)
+            .map(|writer| {
+                let store = store.clone();
+                thread::spawn(move || {
+                    for number in 0..3u8 {
+                        store.put(format!("c/{writer}{number}"), [number; 8]).unwrap();
+                    }
+                })
+            })
+            .collect();
+        writers.into_iter().for_each(|writer| writer.join().unwrap());
+        store.close().unwrap();
+        assert_eq!(disk.disk().durable.len(), 6);
+    });
+}
