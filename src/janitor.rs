@@ -323,11 +323,12 @@ impl Janitor {
             }
             self.settle(&outcome);
             self.answer_flushes(&outcome);
-            if let Some(closing) = self.close.take() {
-                if self.end(outcome, self.stored - stored_before, &closing) {
-                    return;
-                }
-            } else if self.stop {
+            if let Some(closing) = self.close.take()
+                && self.end(outcome, self.stored - stored_before, &closing)
+            {
+                return;
+            }
+            if self.stop {
                 self.close_backend_quietly();
                 return;
             }

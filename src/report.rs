@@ -25,7 +25,6 @@ pub struct LoadReport {
 /// What a close did.
 #[non_exhaustive]
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-#[must_use = "a report says what was stored"]
 pub struct CloseReport {
     /// Members that are stored.
     pub members: usize,

@@ -4,6 +4,8 @@
 //! [`Fs`] is what tests replace. On Unix the operations go through directory descriptors; elsewhere, and under
 //! `--cfg larder_portable`, through paths.
 
+#[cfg(test)]
+pub(crate) mod fault;
 #[cfg(any(not(unix), larder_portable))]
 mod portable;
 #[cfg(all(unix, not(larder_portable)))]

@@ -13,7 +13,7 @@ use crate::fs::{Dir, Fs, Kind, read_to_end};
 /// Files that one thread reads in a row: in order of their inodes, which is nearly that of a cold disk.
 const CHUNK: usize = 256;
 
-/// A file that is larger-looking than it is: under a name of larder's, and not a member.
+/// A file under a name of larder's that is not a member's, whole and undamaged.
 pub(super) struct Damaged {
     pub(super) dir: String,
     pub(super) file: String,
@@ -90,21 +90,19 @@ fn read(fs: &dyn Fs, root: &Dir, chunk: &Chunk, loader: &Loader<'_>) -> Result<(
                 Err(reason) => reason,
             },
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            // A file that cannot be read for a reason that lies outside it may be whole: it stays where it is.
-            Err(error) if lies_outside(&error) => return Err(Error::io("read", dir.join(file), error)),
-            Err(error) => format!("it cannot be read: {error}"),
+            Err(error) if is_bad_medium(&error) => format!("it cannot be read: {error}"),
+            // The reason lies outside the file, which may be whole: it stays where it is.
+            Err(error) => return Err(Error::io("read", dir.join(file), error)),
         };
         damaged.push(Damaged { dir: chunk.dir.clone(), file: file.clone(), reason });
     }
     Ok((damaged, highest))
 }
 
-fn lies_outside(error: &io::Error) -> bool {
-    use io::ErrorKind::{OutOfMemory, PermissionDenied, StaleNetworkFileHandle, TimedOut};
-    /// EMFILE and ENFILE, which std has no kind for.
-    const TOO_MANY_FILES: [i32; 2] = [24, 23];
-    matches!(error.kind(), OutOfMemory | PermissionDenied | StaleNetworkFileHandle | TimedOut)
-        || cfg!(unix) && error.raw_os_error().is_some_and(|code| TOO_MANY_FILES.contains(&code))
+/// EIO; on Windows ERROR_CRC and ERROR_IO_DEVICE. std has no kind for them.
+fn is_bad_medium(error: &io::Error) -> bool {
+    let codes: &[i32] = if cfg!(windows) { &[23, 1117] } else { &[5] };
+    error.raw_os_error().is_some_and(|code| codes.contains(&code))
 }
 
 /// Gives one file's member to the loader. The inner error is the reason why the file is damaged.
@@ -126,7 +124,7 @@ fn member(file: &[u8], dir: &str, file_name: &str, loader: &Loader<'_>) -> Resul
 
 /// Does `work` on every item, on several threads, and calls `after` on this one as each is done. The first error ends it.
 fn in_parallel<I: Sync>(items: &[I], work: impl Fn(&I) -> Result<()> + Sync, mut after: impl FnMut(&I)) -> Result<()> {
-    // A cold disk answers many readers at once faster than one per core; LIMITS of the page cache are reached by either.
+    // A cold disk answers many readers faster than one per core; a warm one is as fast with either.
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = (cores * 4).clamp(4, 32).min(items.len());
     if threads <= 1 {

@@ -4,6 +4,8 @@
 //! under temporary names and made durable, then all are renamed into place, and `sync` makes the directories durable.
 //! `docs/format.md` describes what is on the disk.
 
+#[cfg(test)]
+mod faults;
 mod header;
 mod load;
 mod meta;

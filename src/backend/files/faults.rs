@@ -1,0 +1,155 @@
+//! Every operation of the file system fails in turn, once and from then on: the store says so, serves what it has,
+//! and heals when the fault goes.
+
+use std::collections::BTreeMap;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::Files;
+use crate::error::Error;
+use crate::fs::fault::{Fault, Faulty};
+use crate::store::Store;
+
+type Model = BTreeMap<String, String>;
+
+struct Run {
+    store: Store,
+    fs: Arc<Faulty>,
+    model: Model,
+}
+
+impl Run {
+    fn put(&mut self, key: &str, value: &str) {
+        self.store.put(key, value).unwrap();
+        self.model.insert(key.into(), value.into());
+    }
+
+    fn delete(&mut self, key: &str) {
+        self.store.delete(key).unwrap();
+        self.model.remove(key);
+    }
+
+    fn clear(&mut self, collection: &str) {
+        self.store.delete_all(collection).unwrap();
+        let start = format!("{collection}/");
+        self.model.retain(|key, _| !key.starts_with(&start));
+    }
+
+    /// A flush succeeds, or it fails with a path and leaves the store failing; RAM is right in any case.
+    fn flush(&mut self, fault: Fault) {
+        if let Err(error) = self.store.flush() {
+            assert!(self.fs.struck(), "{error}");
+            assert!(matches!(&error, Error::Io { path, .. } if path.is_absolute()), "{error}");
+            if fault.sticky {
+                assert!(!self.store.health().is_well(), "{error}");
+            } else {
+                self.store.flush().unwrap();
+            }
+        }
+        self.agree();
+    }
+
+    fn agree(&self) {
+        for (key, value) in &self.model {
+            assert_eq!(self.store.get(key).unwrap().unwrap(), value.as_str());
+        }
+        assert_eq!(self.store.stats().members, self.model.len());
+    }
+}
+
+/// Everything a store does, with `fault` in it. False when the fault was never reached.
+fn run(path: &Path, fault: Fault) -> bool {
+    let fs = Faulty::new(fault);
+    let store = Store::options(path).backend(Files::with_fs(path, fs.clone()).unwrap()).build().unwrap();
+    if let Err(error) = store.load() {
+        assert!(matches!(&error, Error::Io { .. }), "{error}");
+        fs.lift();
+        store.load().unwrap();
+    }
+    assert_eq!(store.load_report().quarantined, [], "a fault is no damage");
+    let mut model = Model::new();
+    for collection in store.collections().unwrap() {
+        for (member, value) in store.get_all(&collection).unwrap() {
+            model.insert(format!("{collection}/{member}"), value.to_str().unwrap().into());
+        }
+    }
+    assert_eq!(model, start(), "nothing is lost to a load that failed");
+
+    let mut run = Run { store, fs, model };
+    run.put("a/1", "one");
+    run.put("a/2", "two");
+    run.put("A/1", "one");
+    run.flush(fault);
+    run.put("a/1", "another");
+    run.delete("a/2");
+    run.clear("b");
+    run.put("b/after", "the clear");
+    run.flush(fault);
+    // More than are synced one by one.
+    for number in 0..20 {
+        run.put(&format!("many{number}/x"), "x");
+    }
+    run.flush(fault);
+    if let Err(error) = run.store.close() {
+        assert!(run.fs.struck(), "{error}");
+        run.put("a/3", "still open");
+        run.fs.lift();
+        run.flush(fault);
+        assert!(run.store.health().is_well());
+        run.store.close().unwrap();
+    }
+    let struck = run.fs.struck();
+    let store = Store::open(path).unwrap();
+    assert_eq!(store.load_report().quarantined, []);
+    Run { store, fs: run.fs, model: run.model }.agree();
+    struck
+}
+
+fn start() -> Model {
+    [("b/1", "old"), ("b/2", "old"), ("c/1", "old")].map(|(key, value)| (key.into(), value.into())).into()
+}
+
+/// Memory is as good as a disk here, and faster to sync.
+fn directory() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
+}
+
+fn sweep(sticky: bool, kind: ErrorKind) {
+    let mut at = 0;
+    loop {
+        let dir = directory();
+        let path: PathBuf = dir.path().join("store");
+        let store = Store::open(&path).unwrap();
+        for (key, value) in start() {
+            store.put(key, value).unwrap();
+        }
+        store.close().unwrap();
+        if !run(&path, Fault { at, sticky, kind }) {
+            break;
+        }
+        at += 1;
+    }
+    println!("{kind:?}, sticky {sticky}: {at} operations failed in turn");
+    assert!(at > 100, "{at}");
+}
+
+#[test]
+fn a_full_disk_at_any_operation_once() {
+    sweep(false, ErrorKind::StorageFull);
+}
+
+#[test]
+fn a_full_disk_from_any_operation_on() {
+    sweep(true, ErrorKind::StorageFull);
+}
+
+#[test]
+fn a_read_only_disk_from_any_operation_on() {
+    sweep(true, ErrorKind::ReadOnlyFilesystem);
+}
+
+#[test]
+fn a_failing_operation_anywhere_once() {
+    sweep(false, ErrorKind::TimedOut);
+}

@@ -1,0 +1,137 @@
+//! A file system that fails: the n-th operation, once or from then on. For tests.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use super::{Dir, Entry, File, Fs, Native};
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Fault {
+    /// Which operation fails, counted from 0.
+    pub(crate) at: usize,
+    /// All after it fail too, until the fault is lifted.
+    pub(crate) sticky: bool,
+    pub(crate) kind: io::ErrorKind,
+}
+
+#[derive(Debug)]
+pub(crate) struct Faulty {
+    fault: Fault,
+    done: Arc<AtomicUsize>,
+    lifted: Arc<AtomicBool>,
+}
+
+impl Faulty {
+    pub(crate) fn new(fault: Fault) -> Arc<Faulty> {
+        Arc::new(Faulty { fault, done: Arc::default(), lifted: Arc::default() })
+    }
+
+    pub(crate) fn lift(&self) {
+        self.lifted.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether the fault has struck, or would have if it had not been lifted.
+    pub(crate) fn struck(&self) -> bool {
+        self.done.load(Ordering::SeqCst) > self.fault.at
+    }
+
+    fn operation(&self) -> io::Result<()> {
+        let number = self.done.fetch_add(1, Ordering::SeqCst);
+        let strikes = number == self.fault.at || self.fault.sticky && number > self.fault.at;
+        if strikes && !self.lifted.load(Ordering::SeqCst) { Err(self.fault.kind.into()) } else { Ok(()) }
+    }
+
+    fn wrap(&self, file: Box<dyn File>) -> Box<dyn File> {
+        let fs = Faulty { fault: self.fault, done: self.done.clone(), lifted: self.lifted.clone() };
+        Box::new(FaultyFile { fs, file })
+    }
+}
+
+struct FaultyFile {
+    fs: Faulty,
+    file: Box<dyn File>,
+}
+
+impl File for FaultyFile {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.fs.operation()?;
+        self.file.read(buffer)
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        // A failing write leaves a part behind.
+        if let Err(error) = self.fs.operation() {
+            self.file.write(&bytes[..bytes.len() / 2])?;
+            return Err(error);
+        }
+        self.file.write(bytes)
+    }
+
+    fn sync_data(&mut self) -> io::Result<()> {
+        self.fs.operation()?;
+        self.file.sync_data()
+    }
+}
+
+impl Fs for Faulty {
+    fn open_root(&self, path: &Path) -> io::Result<Dir> {
+        self.operation()?;
+        Native.open_root(path)
+    }
+
+    fn open_dir(&self, parent: &Dir, name: &str) -> io::Result<Dir> {
+        self.operation()?;
+        Native.open_dir(parent, name)
+    }
+
+    fn make_dir(&self, parent: &Dir, name: &str) -> io::Result<()> {
+        self.operation()?;
+        Native.make_dir(parent, name)
+    }
+
+    fn remove_dir(&self, parent: &Dir, name: &str) -> io::Result<()> {
+        self.operation()?;
+        Native.remove_dir(parent, name)
+    }
+
+    fn list(&self, dir: &Dir) -> io::Result<Vec<Entry>> {
+        self.operation()?;
+        Native.list(dir)
+    }
+
+    fn create(&self, dir: &Dir, name: &str) -> io::Result<Box<dyn File>> {
+        self.operation()?;
+        Ok(self.wrap(Native.create(dir, name)?))
+    }
+
+    fn open(&self, dir: &Dir, name: &str) -> io::Result<Box<dyn File>> {
+        self.operation()?;
+        Ok(self.wrap(Native.open(dir, name)?))
+    }
+
+    fn rename(&self, from: &Dir, from_name: &str, to: &Dir, to_name: &str) -> io::Result<()> {
+        self.operation()?;
+        Native.rename(from, from_name, to, to_name)
+    }
+
+    fn unlink(&self, dir: &Dir, name: &str) -> io::Result<()> {
+        self.operation()?;
+        Native.unlink(dir, name)
+    }
+
+    fn sync_dir(&self, dir: &Dir) -> io::Result<()> {
+        self.operation()?;
+        Native.sync_dir(dir)
+    }
+
+    fn sync_fs(&self, dir: &Dir) -> io::Result<()> {
+        self.operation()?;
+        Native.sync_fs(dir)
+    }
+
+    fn has_sync_fs(&self) -> bool {
+        Native.has_sync_fs()
+    }
+}
