@@ -580,7 +580,7 @@ impl Janitor {
         if !self.applied.is_empty() || !self.applied_clears.is_empty() {
             self.applied_since.get_or_insert_with(Instant::now);
         }
-        match all.or_else(|| some.into_iter().next().map(|(_, error)| error)) {
+        match all.map(|error| *error).or_else(|| some.into_iter().next().map(|(_, error)| error)) {
             Some(error) => Err(error),
             None => Ok(()),
         }

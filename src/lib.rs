@@ -1,5 +1,71 @@
-//! larder
+//! An embedded store for applications whose data fits in RAM: the reads and writes of a sharded hash map, one readable
+//! file per member on the disk, and a written bound on what a crash can take.
+//!
+//! ```
+//! use larder::Store;
+//!
+//! # let dir = tempfile::tempdir().unwrap();
+//! # let path = dir.path().join("music");
+//! let store = Store::open(path)?;
+//! store.put("artist/daft_punk", "{ quality:'epic' }")?;
+//! assert_eq!(store.get("artist/daft_punk")?.unwrap(), "{ quality:'epic' }");
+//! store.close()?;
+//! # Ok::<(), larder::Error>(())
+//! ```
+//!
+//! # What is what
+//!
+//! A [`Store`] holds *collections*, a collection holds *members*, and a member has a value. A *key*,
+//! `"collection/member"`, is split at its first slash: the member may hold more slashes, and any other character.
+//!
+//! There are two faces to the same members. **By key**, values are bytes: [`Store::put`], [`get`](Store::get),
+//! [`get_all`](Store::get_all), [`delete`](Store::delete), [`delete_all`](Store::delete_all). **By collection**, they are
+//! of a type of yours: [`Store::collection`] gives a [`Collection<T>`](Collection), which holds each value as an
+//! [`Arc<T>`](std::sync::Arc) and hands it out without decoding. A collection that is open as a type is seen by key as its
+//! encoded bytes.
+//!
+//! # What happens to a write
+//!
+//! A put changes the map, marks the member dirty, and returns. A janitor thread picks the key up within a millisecond or
+//! so, encodes the value, and gives it to the [`backend`], which by default writes one file per member. A member that is
+//! written again before the janitor comes to it is stored once, as it is by then.
+//!
+//! [`Store::flush`] returns when everything written before it is durable. [`Durability`] says how soon that happens by
+//! itself, and what a crash can take:
+//!
+//! | [`Options::durability`] | a crash of the process takes | a power cut takes |
+//! | --- | --- | --- |
+//! | [`Buffered`](Durability::Buffered) | what the janitor has not come to: the last millisecond, and what waits behind the batch being written | the same, and renames and deletes since the last flush, or up to 5 s and one sync |
+//! | [`Interval(d)`](Durability::Interval), the default with 100 ms | the same | the same, and renames and deletes of the last `d` and one sync |
+//! | [`Immediate`](Durability::Immediate) | nothing that returned | nothing that returned |
+//!
+//! No mode can damage a value that was already safe. [`Options::max_unsaved`] bounds what waits.
+//!
+//! # Consistency
+//!
+//! A read returns the last write that finished before it, or one that runs beside it. Order between members is promised by
+//! [`flush`](Store::flush) only. [`get_all`](Store::get_all) and the iterators are not snapshots, but meet each member
+//! that is there all the time exactly once. [`delete_all`](Store::delete_all) happens at one moment.
+//!
+//! # Locking
+//!
+//! No lock guard reaches the caller, and no code of the caller's (`Serialize`, `Deserialize`, `Drop`, callbacks) runs
+//! while a lock is held: no use of the API can deadlock. A call that waits for the janitor, made on the janitor's own
+//! thread, is an error ([`Error::Reentrant`]).
+//!
+//! # When things go wrong
+//!
+//! Reads always work. While the disk is full, failing or gone, writes go on in RAM up to
+//! [`Options::max_unsaved`], and all is stored once it recovers; [`Store::health`], [`flush`](Store::flush) and
+//! [`close`](Store::close) say what fails, since when. Damaged files are moved aside by [`load`](Store::load) and listed in
+//! its [report](LoadReport). A value that does not encode stays served from RAM, keeps its stored value, and is named.
+//!
+//! # Features
+//!
+//! - `bincode` (on by default): the [`Bincode`] codec.
+//! - `bytes`: [`Value`] to and from `bytes::Bytes`.
 #![cfg_attr(docsrs, feature(doc_cfg))]
+#![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used))]
 
 pub mod backend;
 mod codec;
@@ -28,3 +94,14 @@ pub use options::{Durability, Options};
 pub use report::{CloseReport, Health, LoadReport, Stats};
 pub use store::{Iter, Store};
 pub use value::{Member, Value};
+
+/// The documents, compiled as tests.
+#[cfg(doctest)]
+mod documents {
+    #[doc = include_str!("../README.md")]
+    struct Readme;
+    #[doc = include_str!("../docs/format.md")]
+    struct Format;
+    #[doc = include_str!("../docs/design.md")]
+    struct Design;
+}

@@ -210,14 +210,14 @@ impl Change<'_> {
 /// Which changes of a batch were not applied, and why.
 #[derive(Debug, Clone)]
 pub struct Rejected {
-    pub(crate) all: Option<Error>,
+    pub(crate) all: Option<Box<Error>>,
     pub(crate) some: Vec<(usize, Error)>,
 }
 
 impl Rejected {
     /// Nothing, or nobody knows what, was applied.
     pub fn all(error: Error) -> Rejected {
-        Rejected { all: Some(error), some: Vec::new() }
+        Rejected { all: Some(Box::new(error)), some: Vec::new() }
     }
 
     /// All but these were applied; each is given by its place in the batch.

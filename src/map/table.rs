@@ -568,3 +568,117 @@ pub(crate) struct Stale<V, W> {
     /// Members that are not in `made`, or are there with an older value.
     pub(crate) newer: Vec<Found<V>>,
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::value::Value;
+
+    /// A ledger that only counts.
+    #[derive(Default)]
+    struct Counts(std::sync::atomic::AtomicU64);
+
+    impl Ledger for Counts {
+        fn check_open(&self) -> Result<(), Refused> {
+            Ok(())
+        }
+        fn charge(&self, _delta: isize) -> Result<(), Refused> {
+            Ok(())
+        }
+        fn next_version(&self) -> u64 {
+            self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1
+        }
+        fn persists(&self) -> bool {
+            true
+        }
+        fn dirty(&self, _member: &Member) {}
+        fn cleared(&self, _version: u64) {}
+    }
+
+    fn filled(members: usize) -> (Table<Value>, Counts) {
+        let (table, ledger) = (Table::new(NameHasher::default()), Counts::default());
+        for number in 0..members {
+            let old = table.put(&number.to_string(), &mut Some(Value::from("12345678")), 0, &ledger);
+            assert!(old == Ok(None));
+        }
+        (table, ledger)
+    }
+
+    fn walk(table: &Table<Value>) -> Vec<String> {
+        let (mut met, mut cursor) = (Vec::new(), Some(0));
+        while let Some(at) = cursor {
+            cursor = table.scan(at, |member, _, _| met.push(member.to_string())).unwrap();
+        }
+        met
+    }
+
+    #[test]
+    fn a_small_collection_is_one_shard_and_a_large_one_many() {
+        assert_eq!(filled(10).0.shards(), 1);
+        assert_eq!(filled(64).0.shards(), 1);
+        assert!(filled(65).0.shards() >= 2);
+        let (table, _) = filled(100_000);
+        let shards = table.shards();
+        assert!((32..=128).contains(&shards), "{shards}");
+        assert_eq!(
+            table.tally().unwrap(),
+            (100_000, 800_000 + (0..100_000u32).map(|n| n.to_string().len() as u64).sum::<u64>())
+        );
+    }
+
+    #[test]
+    fn a_walk_meets_every_member_once() {
+        for members in [0, 1, 64, 65, 1000, 30_000] {
+            let (table, _) = filled(members);
+            let met = walk(&table);
+            assert_eq!(met.len(), members);
+            assert_eq!(met.into_iter().collect::<BTreeSet<_>>().len(), members);
+        }
+    }
+
+    #[test]
+    fn a_walk_over_a_growing_table_meets_what_was_there_once() {
+        let (table, ledger) = filled(500);
+        let (mut met, mut cursor, mut next) = (Vec::new(), Some(0), 500);
+        while let Some(at) = cursor {
+            cursor = table.scan(at, |member, _, _| met.push(member.parse::<usize>().unwrap())).unwrap();
+            for number in next..next + 5000 {
+                table.put(&number.to_string(), &mut Some(Value::from("")), 0, &ledger).unwrap();
+            }
+            next += 5000;
+            if next > 60_000 {
+                next = 0; // Overwrites from here on: nothing grows for ever.
+            }
+        }
+        let mut early: Vec<usize> = met.iter().copied().filter(|number| *number < 500).collect();
+        early.sort_unstable();
+        assert_eq!(early, (0..500).collect::<Vec<_>>());
+        assert_eq!(met.iter().collect::<BTreeSet<_>>().len(), met.len());
+    }
+
+    #[test]
+    fn a_stamp_holds_its_parts() {
+        for (version, codec, dirty) in [(0, 0, false), (super::super::MAX_VERSION, 255, true), (1 << 53, 1, false)] {
+            let stamp = Stamp::new(version, codec, dirty);
+            assert_eq!((stamp.version(), stamp.codec(), stamp.dirty()), (version, codec, dirty));
+        }
+    }
+
+    #[test]
+    fn what_is_at_risk_is_what_is_dirty() {
+        let (table, ledger) = filled(1000);
+        let sum = |table: &Table<Value>| table.lock_all().guards.iter().map(|inner| inner.at_risk).sum::<usize>();
+        let all: usize = (0..1000u32).map(|number| number.to_string().len() + 8).sum();
+        assert_eq!(sum(&table), all);
+        let taken = table.take("7").unwrap().unwrap();
+        assert_eq!((taken.charge, taken.stamp.dirty()), (9, true));
+        assert_eq!(table.take("7").unwrap().unwrap().charge, 0);
+        assert_eq!(sum(&table), all - 9);
+        table.delete("8", None, &ledger).unwrap();
+        assert_eq!(sum(&table), all - 9 - 8);
+        assert_eq!(table.clear(&ledger).unwrap().charge, all - 17);
+        assert_eq!(sum(&table), 0);
+    }
+}

@@ -1,14 +1,14 @@
 //! Reading a store: every directory and every file, on several threads.
 
 use std::io;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::header;
 use super::name;
 use crate::backend::Loader;
 use crate::error::{Error, Result};
 use crate::fs::{Dir, Fs, Kind, read_to_end};
+use crate::sync::atomic::{AtomicUsize, Ordering};
+use crate::sync::{Mutex, thread, unbounded};
 
 /// Files that one thread reads in a row: in order of their inodes, which is nearly that of a cold disk.
 const CHUNK: usize = 256;
@@ -33,7 +33,7 @@ pub(super) fn load(fs: &dyn Fs, root: &Dir, loader: &Loader<'_>) -> Result<(Vec<
 
     let chunks = Mutex::new(Vec::new());
     in_parallel(&dirs, |dir| list(fs, root, dir, &chunks), |_| {})?;
-    let chunks = chunks.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let chunks = std::mem::take(&mut *chunks.lock());
 
     let total = chunks.iter().map(|chunk: &Chunk| chunk.files.len() as u64).sum();
     let found = Mutex::new((Vec::new(), 0u64));
@@ -43,7 +43,7 @@ pub(super) fn load(fs: &dyn Fs, root: &Dir, loader: &Loader<'_>) -> Result<(Vec<
         &chunks,
         |chunk| {
             let (mut damaged, version) = read(fs, root, chunk, loader)?;
-            let mut found = found.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let mut found = found.lock();
             found.0.append(&mut damaged);
             found.1 = found.1.max(version);
             Ok(())
@@ -53,10 +53,10 @@ pub(super) fn load(fs: &dyn Fs, root: &Dir, loader: &Loader<'_>) -> Result<(Vec<
             loader.progress(done, total);
         },
     )?;
-    Ok(found.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner))
+    Ok(std::mem::take(&mut *found.lock()))
 }
 
-fn list(fs: &dyn Fs, root: &Dir, name: &String, chunks: &Mutex<Vec<Chunk>>) -> Result<()> {
+fn list(fs: &dyn Fs, root: &Dir, name: &str, chunks: &Mutex<Vec<Chunk>>) -> Result<()> {
     let dir = match fs.open_dir(root, name) {
         Ok(dir) => dir,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -67,8 +67,8 @@ fn list(fs: &dyn Fs, root: &Dir, name: &String, chunks: &Mutex<Vec<Chunk>>) -> R
     files.sort_unstable_by_key(|entry| entry.inode);
     let mut files = files.into_iter().map(|entry| entry.name).peekable();
     while files.peek().is_some() {
-        let chunk = Chunk { dir: name.clone(), files: files.by_ref().take(CHUNK).collect() };
-        chunks.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(chunk);
+        let chunk = Chunk { dir: name.to_owned(), files: files.by_ref().take(CHUNK).collect() };
+        chunks.lock().push(chunk);
     }
     Ok(())
 }
@@ -131,8 +131,8 @@ fn in_parallel<I: Sync>(items: &[I], work: impl Fn(&I) -> Result<()> + Sync, mut
         return items.iter().try_for_each(|item| work(item).map(|()| after(item)));
     }
     let next = AtomicUsize::new(0);
-    let (done, finished) = crossbeam_channel::unbounded();
-    std::thread::scope(|scope| {
+    let (done, finished) = unbounded();
+    thread::scope(|scope| {
         for _ in 0..threads {
             let (done, work, next) = (done.clone(), &work, &next);
             scope.spawn(move || {
@@ -147,7 +147,7 @@ fn in_parallel<I: Sync>(items: &[I], work: impl Fn(&I) -> Result<()> + Sync, mut
         }
         drop(done);
         let mut first_error = Ok(());
-        for (item, worked) in &finished {
+        while let Ok((item, worked)) = finished.recv() {
             match worked {
                 Ok(()) => after(item),
                 Err(error) => {

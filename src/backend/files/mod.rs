@@ -29,7 +29,7 @@ const MARK_AHEAD: u64 = 1 << 16;
 /// also waits for what others are writing.
 const SYNC_EACH: usize = 8;
 
-/// Open collection directories that are kept.
+/// Opened collection directories that are kept.
 const DIRS_KEPT: usize = 128;
 
 /// The default backend: one readable file per member.
@@ -40,12 +40,12 @@ const DIRS_KEPT: usize = 128;
 pub struct Files {
     path: PathBuf,
     fs: Arc<dyn Fs>,
-    open: Option<Open>,
+    open: Option<Opened>,
 }
 
 /// What a loaded store holds open. The lock comes last: it is released after everything else is closed.
 #[derive(Debug)]
-struct Open {
+struct Opened {
     fs: Arc<dyn Fs>,
     root: Dir,
     meta: Dir,
@@ -86,14 +86,14 @@ impl Files {
         Ok(Files { fs, ..Files::new(path)? })
     }
 
-    fn opened(&mut self) -> Result<&mut Open> {
+    fn opened(&mut self) -> Result<&mut Opened> {
         self.open.as_mut().ok_or_else(|| Error::NotLoaded { path: self.path.clone() })
     }
 }
 
 impl Backend for Files {
     fn load(&mut self, loader: &Loader<'_>) -> Result<u64> {
-        let mut open = Open::open(&self.path, self.fs.clone())?;
+        let mut open = Opened::open(&self.path, self.fs.clone())?;
         let mark = open.load(loader)?;
         self.open = Some(open);
         Ok(mark)
@@ -119,9 +119,9 @@ impl Backend for Files {
     }
 }
 
-impl Open {
+impl Opened {
     /// Opens the directory and takes its lock, creating what is missing.
-    fn open(path: &Path, fs: Arc<dyn Fs>) -> Result<Open> {
+    fn open(path: &Path, fs: Arc<dyn Fs>) -> Result<Opened> {
         meta::check_path(path)?;
         let mut builder = std::fs::DirBuilder::new();
         builder.recursive(true);
@@ -135,7 +135,7 @@ impl Open {
         let tmp = open_or_make(&*fs, &meta, TMP_DIR)?;
         let quarantine = open_or_make(&*fs, &meta, QUARANTINE_DIR)?;
         let sync_fs = fs.has_sync_fs();
-        let mut open = Open {
+        let mut open = Opened {
             fs,
             root,
             meta,
