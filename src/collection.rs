@@ -7,9 +7,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::codec::{Codec, CodecError, RAW};
-use crate::core::Engine;
+use crate::core::{Engine, Lane};
 use crate::error::{Error, Result};
-use crate::janitor::{Exhibit, Msg};
+use crate::janitor::{Concern, Exhibit, Msg};
 use crate::key;
 use crate::map::{Found, Named, Refused, Table};
 use crate::shelf::{AnyShelf, Form, Shelf, Shelves, Stop};
@@ -154,7 +154,8 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Collection<T> {
                 handle.core.ask(engine, "quarantine", Msg::Quarantine(Box::new(exhibit), reply), &answer)?;
                 let lane = handle.core.lane(engine, shelves.id);
                 let only = Some(found.stamp.version());
-                handle.core.write(engine, || {
+                let concern = || Concern::Member { collection: shelves.id, member: found.member.clone() };
+                handle.core.write(engine, concern, || {
                     match shelves.raw.table.delete(&found.member, only, &lane) {
                         // Somebody has opened it meanwhile, so it did decode by then.
                         Err(Refused::Moved) => Ok(None),
@@ -215,7 +216,7 @@ impl<T: Send + Sync + 'static> Collection<T> {
         key::check_member(self.name(), member)?;
         let codec = self.shelf.form.codec_id.unwrap_or_default();
         let mut value = Some(value);
-        self.write(|lane| Ok(self.shelf.table.put(member, &mut value, codec, lane)?))
+        self.write(self.one(member), |lane| Ok(self.shelf.table.put(member, &mut value, codec, lane)?))
     }
 
     /// Deletes a member, and returns the value that was there.
@@ -226,7 +227,7 @@ impl<T: Send + Sync + 'static> Collection<T> {
     pub fn delete(&self, member: impl AsRef<str>) -> Result<Option<Arc<T>>> {
         let member = member.as_ref();
         key::check_member(self.name(), member)?;
-        self.write(|lane| Ok(self.shelf.table.delete(member, None, lane)?))
+        self.write(self.one(member), |lane| Ok(self.shelf.table.delete(member, None, lane)?))
     }
 
     /// Deletes all members at one moment, and says how many there were.
@@ -236,7 +237,8 @@ impl<T: Send + Sync + 'static> Collection<T> {
     /// As [`put`](Self::put).
     pub fn delete_all(&self) -> Result<usize> {
         // What is cleared is dropped here, when no lock is held.
-        Ok(self.write(|lane| Ok(self.shelf.table.clear(lane)?))?.members)
+        let concern = || Concern::Clear { collection: self.shelves.id };
+        Ok(self.write(concern, |lane| Ok(self.shelf.table.clear(lane)?))?.members)
     }
 
     /// All members with their values, in no particular order. Not a snapshot: a member written meanwhile may be there
@@ -281,11 +283,19 @@ impl<T: Send + Sync + 'static> Collection<T> {
         scanned.unwrap_or_default()
     }
 
-    fn write<R>(&self, mut f: impl FnMut(&crate::core::Lane<'_>) -> Result<R, Stop>) -> Result<R> {
+    fn one(&self, member: &str) -> impl FnOnce() -> Concern {
+        move || Concern::Member { collection: self.shelves.id, member: Member::from(member) }
+    }
+
+    fn write<R>(
+        &self,
+        concern: impl FnOnce() -> Concern,
+        mut f: impl FnMut(&Lane<'_>) -> Result<R, Stop>,
+    ) -> Result<R> {
         let core = &self.handle.core;
         let Some(engine) = core.engine() else { return Err(Error::NotLoaded { path: self.handle.path() }) };
         let lane = core.lane(engine, self.shelves.id);
-        core.write(engine, || f(&lane))
+        core.write(engine, concern, || f(&lane))
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Instant;
 use crate::backend::{Backend, Loader, Progress, Quarantined, Sink};
 use crate::codec;
 use crate::error::{Error, Result};
-use crate::janitor::{self, Link, Msg};
+use crate::janitor::{self, Concern, Link, Msg};
 use crate::key::{self, MAX_VALUE};
 use crate::map::{Ledger, MAX_VERSION, Refused, Registry, Stamp};
 use crate::options::{Durability, Knobs, Options};
@@ -264,8 +264,13 @@ impl Core {
     }
 
     /// Does a write: again when the collection's members have moved, and after waiting when the bytes not yet durable
-    /// are at their bound. In `Immediate` mode it waits until the write is durable.
-    pub(crate) fn write<R>(&self, engine: &Engine, mut attempt: impl FnMut() -> Result<R, Stop>) -> Result<R> {
+    /// are at their bound. In `Immediate` mode it waits until the write, which is `concern`, is durable.
+    pub(crate) fn write<R>(
+        &self,
+        engine: &Engine,
+        concern: impl FnOnce() -> Concern,
+        mut attempt: impl FnMut() -> Result<R, Stop>,
+    ) -> Result<R> {
         if engine.persists() {
             engine.link.check_alive()?;
         }
@@ -283,7 +288,7 @@ impl Core {
             // Dead now means that the write may not have been heard.
             engine.link.check_alive()?;
             if self.knobs.durability == Durability::Immediate {
-                self.flush_as("an Immediate write")?;
+                self.wait_until_durable(engine, "an Immediate write", concern())?;
             }
         }
         Ok(done)
@@ -330,17 +335,16 @@ impl Core {
     // ---- flush and close ----
 
     pub(crate) fn flush(&self) -> Result<()> {
-        self.open()?;
-        self.flush_as("flush")
-    }
-
-    fn flush_as(&self, action: &'static str) -> Result<()> {
         let engine = self.open()?;
         if !engine.persists() {
             return Ok(());
         }
+        self.wait_until_durable(engine, "flush", Concern::Everything)
+    }
+
+    fn wait_until_durable(&self, engine: &Engine, action: &'static str, concern: Concern) -> Result<()> {
         let (reply, answer) = bounded(1);
-        self.ask(engine, action, Msg::Flush(reply), &answer)
+        self.ask(engine, action, Msg::Flush(concern, reply), &answer)
     }
 
     /// Sends the janitor a question and waits for the answer while it makes progress.

@@ -43,8 +43,8 @@ pub(crate) enum Msg {
     Key { collection: u32, member: Member },
     /// The collection was cleared at this version.
     Clear { collection: u32, version: u64 },
-    /// Answer when everything sent before this is durable.
-    Flush(Sender<Result<()>>),
+    /// Answer when what was sent before this is durable, as far as it concerns whoever asks.
+    Flush(Concern, Sender<Result<()>>),
     /// Put a copy of a value aside.
     Quarantine(Box<Exhibit>, Sender<Result<PathBuf>>),
     /// As `Flush`, and then end. Answers with the number of changes stored for it.
@@ -53,6 +53,13 @@ pub(crate) enum Msg {
     Nudge,
     /// Store what can be stored, and end.
     Stop,
+}
+
+/// What somebody waits for.
+pub(crate) enum Concern {
+    Everything,
+    Member { collection: u32, member: Member },
+    Clear { collection: u32 },
 }
 
 /// A close that somebody waits for, or gave up waiting for.
@@ -284,7 +291,7 @@ struct Janitor {
     applied_since: Option<Instant>,
     /// Keys whose values do not encode; `status` has them by name, with the reason.
     unencodable: HashSet<KeyId>,
-    flushes: Vec<Sender<Result<()>>>,
+    flushes: Vec<(Concern, Sender<Result<()>>)>,
     close: Option<Closing>,
     stop: bool,
     /// After a failure: when to try again, and the wait that led there.
@@ -424,7 +431,7 @@ impl Janitor {
                 let clear = self.clears.entry(collection).or_insert(version);
                 *clear = version.max(*clear);
             }
-            Msg::Flush(reply) => self.flushes.push(reply),
+            Msg::Flush(concern, reply) => self.flushes.push((concern, reply)),
             Msg::Quarantine(exhibit, reply) => self.quarantine(&exhibit, &reply),
             Msg::Close(closing) => self.close = Some(closing),
             Msg::Nudge => {}
@@ -680,10 +687,28 @@ impl Janitor {
         if self.flushes.is_empty() {
             return;
         }
-        let answer = outcome.clone().and_then(|()| self.all_encode());
-        for reply in std::mem::take(&mut self.flushes) {
+        for (concern, reply) in std::mem::take(&mut self.flushes) {
             // Whoever asked may have stopped waiting.
-            _ = reply.try_send(answer.clone());
+            _ = reply.try_send(self.answer(concern, outcome));
+        }
+    }
+
+    fn answer(&self, concern: Concern, outcome: &Result<()>) -> Result<()> {
+        match concern {
+            Concern::Everything => outcome.clone().and_then(|()| self.all_encode()),
+            Concern::Clear { collection } if self.clears.contains_key(&collection) => outcome.clone(),
+            Concern::Clear { .. } => Ok(()),
+            Concern::Member { collection, member } => {
+                let key = (collection, member);
+                if self.unencodable.contains(&key) {
+                    let named = key::join(self.engine().registry.by_id(key.0).name(), &key.1);
+                    self.link.status.lock().unencodable.get(&named).map_or(Ok(()), |(_, error)| Err(error.clone()))
+                } else if self.pending.contains_key(&key) {
+                    outcome.clone()
+                } else {
+                    Ok(())
+                }
+            }
         }
     }
 

@@ -11,6 +11,7 @@ use crate::codec::{Codec, Json};
 use crate::collection::Collection;
 use crate::core::{Core, Engine};
 use crate::error::{Error, Result};
+use crate::janitor::Concern;
 use crate::key;
 use crate::map::{Named, Refused};
 use crate::options::Options;
@@ -229,7 +230,8 @@ impl Store {
         let engine = core.open()?;
         core.check_size(collection, member, value.len())?;
         let mut value = Some(value);
-        core.write(engine, || {
+        let concern = || Concern::Member { collection: engine.shelves(collection).id, member: Member::from(member) };
+        core.write(engine, concern, || {
             let seen = engine.registry.with(collection, |shelves| match shelves.typed.get() {
                 None => {
                     let lane = core.lane(engine, shelves.id);
@@ -263,7 +265,8 @@ impl Store {
         let engine = core.open()?;
         let Some(shelves) = engine.registry.get(collection) else { return Ok(None) };
         let lane = core.lane(engine, shelves.id);
-        core.write(engine, || shelves.current().delete(collection, member, &lane))
+        let concern = || Concern::Member { collection: shelves.id, member: Member::from(member) };
+        core.write(engine, concern, || shelves.current().delete(collection, member, &lane))
     }
 
     /// All members of a collection with their values, in no particular order. Not a snapshot: a member written
@@ -295,7 +298,7 @@ impl Store {
         let engine = core.open()?;
         let Some(shelves) = engine.registry.get(collection) else { return Ok(0) };
         let lane = core.lane(engine, shelves.id);
-        core.write(engine, || shelves.current().clear(&lane))
+        core.write(engine, || Concern::Clear { collection: shelves.id }, || shelves.current().clear(&lane))
     }
 
     /// The names of all members of a collection, in no particular order.

@@ -204,6 +204,21 @@ fn a_member_that_does_not_encode_is_served_and_named_and_stops_no_other() {
 }
 
 #[test]
+fn an_immediate_write_hears_of_its_own_member_only() {
+    let (_dir, path) = temporary();
+    let store = Store::options(&path).durability(larder::Durability::Immediate).open().unwrap();
+    let moods = store.collection::<Mood>("mood").unwrap();
+    assert!(matches!(moods.put("bad", Mood::Fails), Err(Error::Codec { .. })));
+    moods.put("good", Mood::Fine(1)).unwrap();
+    moods.delete("good").unwrap();
+    store.put("other/a", "1").unwrap();
+    store.delete_all("other").unwrap();
+    assert!(store.flush().is_err());
+    moods.delete("bad").unwrap();
+    store.flush().unwrap();
+}
+
+#[test]
 fn what_did_not_encode_is_forgotten_when_its_collection_is_cleared() {
     let (_dir, path) = temporary();
     let store = Store::open(&path).unwrap();
