@@ -17,8 +17,11 @@ use crate::store::Handle;
 use crate::sync::bounded;
 use crate::value::{Member, Value};
 
-/// How often a collection that changes faster than it can be decoded is started over.
-const ATTEMPTS: usize = 1000;
+/// How often a collection that changes while it is decoded is started over, and how many rounds of what has changed are
+/// decoded each time. A round is as long as the decoding of what changed in the one before, so few are needed unless the
+/// collection changes faster than it can be decoded.
+const ATTEMPTS: usize = 10;
+const ROUNDS: usize = 100;
 
 /// A collection of values of your own type. Made by [`Store::collection`](crate::Store::collection).
 ///
@@ -111,7 +114,7 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Collection<T> {
             failed.extend(shelves.decode_into(found, &shelf.form, codec_name, &mut made));
             cursor = next;
         }
-        loop {
+        for _ in 0..ROUNDS {
             if !failed.is_empty() {
                 return Self::refuse(handle, engine, shelves, shelf.form.codec, failed);
             }
@@ -130,6 +133,7 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Collection<T> {
                 }
             }
         }
+        Ok(())
     }
 
     /// Puts the members that do not decode into quarantine, or makes an error of them.
