@@ -25,6 +25,10 @@ use meta::{Lock, META_DIR, Mark, QUARANTINE_DIR, TMP_DIR};
 /// How far the counter's durable mark runs ahead of the versions in use, so that it is seldom written.
 const MARK_AHEAD: u64 = 1 << 16;
 
+/// How far the counter jumps when its mark is lost: past every number that deletes may have used up since the highest
+/// version that is still there.
+const AFTER_DAMAGE: u64 = 1 << 32;
+
 /// Up to this many files or directories are synced one by one; more go through one sync of the file system, which
 /// also waits for what others are writing.
 const SYNC_EACH: usize = 8;
@@ -109,7 +113,11 @@ impl Backend for Files {
 
     fn close(&mut self, counter: u64) -> Result<()> {
         let open = self.opened()?;
-        meta::write_mark(&*open.fs, &open.meta, &open.tmp, counter)?;
+        match meta::write_mark(&*open.fs, &open.meta, &open.tmp, counter) {
+            // The mark that is there covers it: numbers only skip some.
+            Err(_) if counter <= open.mark => {}
+            written => written?,
+        }
         self.open = None;
         Ok(())
     }
@@ -180,13 +188,14 @@ impl Opened {
     fn load(&mut self, loader: &Loader<'_>) -> Result<u64> {
         self.remove_temporaries()?;
         let (mut damaged, highest) = load::load(&*self.fs, &self.root, loader)?;
-        self.mark = match meta::read_mark(&*self.fs, &self.meta)? {
-            Mark::At(mark) => mark,
-            Mark::Missing => 0,
+        // What is durable, and what numbers go on from.
+        let counter;
+        (self.mark, counter) = match meta::read_mark(&*self.fs, &self.meta)? {
+            Mark::At(mark) => (mark, mark),
+            Mark::Missing => (0, 0),
             Mark::Damaged(reason) => {
                 self.put_aside(&self.meta, META_DIR, meta::COUNTER_FILE, &reason, 0, loader)?;
-                // The mark was never further ahead than this.
-                highest + MARK_AHEAD
+                (0, (highest + AFTER_DAMAGE).min(crate::map::MAX_VERSION))
             }
         };
         damaged.sort_by(|a, b| (&a.dir, &a.file).cmp(&(&b.dir, &b.file)));
@@ -199,10 +208,7 @@ impl Opened {
             self.sync_one(&self.quarantine)?;
             self.sync()?;
         }
-        let counter = self.mark.max(highest);
-        // Durable before the first write that could need it.
-        self.raise_mark(counter)?;
-        Ok(counter)
+        Ok(counter.max(highest))
     }
 
     /// Whatever stands in the directory for temporary files is left over from a crash.
@@ -234,12 +240,17 @@ impl Opened {
         Ok(())
     }
 
-    /// The note is created first: it must not exist yet, so its name keeps the file's from being taken twice.
+    /// The note is created first: it must not exist yet, so its name keeps the file's from being taken twice. On a full
+    /// disk the file is put aside without one, for the store must open to be emptied.
     fn write_note(&self, target: &str, from: &Path, reason: &str) -> Result<()> {
         let note = format!("{target}.reason");
         let text = format!("{}\n{reason}\n", from.display());
-        let mut file = self.fs.create(&self.quarantine, &note).map_err(|error| Error::io("quarantine", from, error))?;
-        write_all(&mut *file, text.as_bytes()).map_err(|error| Error::io("write", self.quarantine.join(&note), error))
+        let written =
+            self.fs.create(&self.quarantine, &note).and_then(|mut file| write_all(&mut *file, text.as_bytes()));
+        match written {
+            Err(error) if error.kind() == io::ErrorKind::StorageFull => Ok(()),
+            written => written.map_err(|error| Error::io("write", self.quarantine.join(&note), error)),
+        }
     }
 
     fn quarantine_copy(&mut self, member: &Change<'_>, reason: &str) -> Result<PathBuf> {
@@ -306,9 +317,6 @@ impl Opened {
     }
 
     fn apply(&mut self, batch: &[Change<'_>]) -> Result<(), Rejected> {
-        if let Some(highest) = batch.iter().map(Change::version).max() {
-            self.raise_mark(highest)?;
-        }
         let mut failed = Vec::new();
         // Removals first: on a full disk they make room.
         self.remove(batch, &mut failed);
@@ -387,11 +395,14 @@ impl Opened {
 
     /// Writes all, makes all durable, renames all.
     fn write(&mut self, batch: &[Change<'_>], failed: &mut Vec<(usize, Error)>) {
-        let puts = batch.iter().filter(|change| matches!(change, Change::Put { .. })).count();
-        let sync_each = !self.sync_fs || puts <= SYNC_EACH;
-        let mut written = Vec::with_capacity(puts);
+        let puts: Vec<u64> =
+            batch.iter().filter(|change| matches!(change, Change::Put { .. })).map(Change::version).collect();
+        let Some(highest) = puts.iter().max() else { return };
+        let sync_each = !self.sync_fs || puts.len() <= SYNC_EACH;
+        let mut written = Vec::with_capacity(puts.len());
         let mut bytes = Vec::new();
-        let mut hopeless: Option<Error> = None;
+        // What fails for one fails for all that come after it.
+        let mut hopeless: Option<Error> = self.raise_mark(*highest).err();
         for (index, change) in batch.iter().enumerate() {
             let Change::Put { collection, member, version, codec, value } = *change else { continue };
             if let Some(error) = &hopeless {

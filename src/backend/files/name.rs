@@ -27,6 +27,10 @@ pub(super) fn file_name(name: &str) -> String {
         return name.to_owned();
     }
     let mut encoded: String = name.chars().take(MAX_PART).map(readable).collect();
+    // No command takes it for an option.
+    if encoded.starts_with('-') {
+        encoded.replace_range(..1, "_");
+    }
     encoded.push('~');
     for byte in &Sha256::digest(name.as_bytes())[..HASH_DIGITS / 2] {
         encoded.push(char::from(HEX[usize::from(byte >> 4)]));
@@ -43,6 +47,7 @@ pub(super) fn could_be_ours(name: &str) -> bool {
         None => is_portable(name),
         Some((part, hash)) => {
             part.len() <= MAX_PART
+                && !part.starts_with('-')
                 && part.chars().all(|c| readable(c) == c)
                 && hash.len() == HASH_DIGITS
                 && hash.bytes().all(|b| HEX.contains(&b))

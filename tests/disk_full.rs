@@ -1,0 +1,542 @@
+//! When the disk takes no more: reads go on, writes go on up to their bound, everybody is told which path and why, and
+//! all is stored once the disk recovers.
+//!
+//! Full and read-only disks are small file systems in memory, mounted in a name space of the test's own. Where that is
+//! not allowed, the tests that need one say so on standard error.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "in a test, a panic is the report")]
+
+mod lab;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use lab::{member_files, names, tree, until};
+use larder::{Error, Health, Store};
+
+type Members = BTreeMap<String, Vec<u8>>;
+
+fn contents(store: &Store) -> Members {
+    let mut contents = BTreeMap::new();
+    for collection in store.collections().unwrap() {
+        for (member, value) in store.get_all(&collection).unwrap() {
+            contents.insert(format!("{collection}/{member}"), value.to_vec());
+        }
+    }
+    contents
+}
+
+/// The path that an error of the disk names, and the kind of error.
+#[track_caller]
+fn path_and_kind(error: &Error) -> (PathBuf, ErrorKind) {
+    match error {
+        Error::Io { path, source, .. } => (path.clone(), source.kind()),
+        other => panic!("not an error of the disk: {other}"),
+    }
+}
+
+/// `flush`, `close` and `health` tell of the same trouble, below this path.
+#[track_caller]
+fn assert_told(store: &Store, below: &Path, kind: ErrorKind) {
+    let told = [
+        store.flush().expect_err("a flush that cannot be"),
+        store.close().expect_err("a close that cannot be"),
+        match store.health() {
+            Health::Failing { problems, .. } => problems[0].clone(),
+            health => panic!("health is {health:?}"),
+        },
+    ];
+    for error in told {
+        let (path, is) = path_and_kind(&error);
+        assert!(path.starts_with(below) && is == kind, "{error}");
+    }
+}
+
+/// Closes, opens again, and finds the same.
+#[track_caller]
+fn assert_comes_back(store: &Store, expected: &Members) {
+    assert!(contents(store) == *expected, "RAM has something else");
+    store.close().unwrap();
+    let store = Store::open(store.path()).unwrap();
+    assert_eq!(store.load_report().quarantined, []);
+    assert!(contents(&store) == *expected, "the disk has something else");
+    assert_eq!(member_files(store.path()).len(), expected.len());
+    store.close().unwrap();
+}
+
+#[cfg(target_os = "linux")]
+mod mounted {
+    use std::fs::File;
+    use std::io::Write;
+    use std::process::{Command, Output};
+
+    use super::*;
+    use lab::{once_more, tell};
+    use larder::Durability;
+
+    const DISK: &str = "LARDER_DISK_FULL_DISK";
+    const MOUNT: &str = "LARDER_DISK_FULL_MOUNT";
+    const KIB: usize = 1024;
+
+    /// A shell script in a name space where it may mount.
+    fn in_name_space(mut command: Command, script: &str, disk: &Path, options: &str) -> std::io::Result<Output> {
+        let mut unshare = Command::new("unshare");
+        unshare.args(["-rm", "sh", "-c", script]).arg(command.get_program()).args(command.get_args());
+        unshare.env(DISK, disk).env(MOUNT, options);
+        command = unshare;
+        command.output()
+    }
+
+    /// Runs `body` on a file system of its own, which it is given: in this process if it is the one that was started
+    /// for it, in a new one if not.
+    fn on_a_disk(test: &str, options: &str, body: impl FnOnce(&Path)) {
+        if let Some(disk) = std::env::var_os(DISK) {
+            return body(Path::new(&disk));
+        }
+        let disk = tempfile::tempdir().unwrap();
+        let mount = r#"mount -t tmpfs -o "$LARDER_DISK_FULL_MOUNT" larder "$LARDER_DISK_FULL_DISK""#;
+        let allowed = in_name_space(Command::new("true"), mount, disk.path(), options);
+        if !allowed.as_ref().is_ok_and(|output| output.status.success()) {
+            return tell(&format!("{test}: not run here: user namespaces are not allowed"));
+        }
+        let script = format!(r#"{mount} && exec "$0" "$@""#);
+        let output = in_name_space(once_more(&format!("mounted::{test}")), &script, disk.path(), options).unwrap();
+        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success() && out.contains("1 passed"), "{out}{err}");
+    }
+
+    /// Takes all the room that is left, to the last byte.
+    fn fill(path: &Path) {
+        let mut filler = File::create(path).unwrap();
+        for block in [&[0; 4096][..], &[0; 1]] {
+            while filler.write_all(block).is_ok() {}
+        }
+        let told = filler.write_all(&[0]).expect_err("there is room still");
+        assert_eq!(told.kind(), ErrorKind::StorageFull);
+    }
+
+    fn value(number: usize) -> Vec<u8> {
+        format!("{number} ").into_bytes().repeat(4000).into_iter().take(4000).collect()
+    }
+
+    fn put(store: &Store, members: &mut Members, number: usize) -> larder::Result<()> {
+        let key = format!("song/{number}");
+        store.put(&key, value(number))?;
+        members.insert(key, value(number));
+        Ok(())
+    }
+
+    /// Puts and flushes until a flush fails. Returns what the store took.
+    fn fill_by_putting(store: &Store) -> Members {
+        let mut members = Members::new();
+        while store.flush().is_ok() {
+            assert!(store.health().is_well());
+            let number = members.len();
+            put(store, &mut members, number).unwrap();
+        }
+        assert!(members.len() > 20, "the disk was full at once");
+        assert_told(store, store.path(), ErrorKind::StorageFull);
+        assert!(contents(store) == members, "reads are right while the disk is full");
+        members
+    }
+
+    /// Puts until no more is taken, on a disk that takes nothing.
+    fn fill_to_the_bound(store: &Store, members: &mut Members, kind: ErrorKind) {
+        let taken_before = members.len();
+        let refused = loop {
+            let number = members.len();
+            if let Err(error) = put(store, members, number) {
+                break error;
+            }
+            assert!(number < 10_000, "there is no bound");
+        };
+        assert!(members.len() > taken_before + 40, "writes go on in RAM");
+        let Error::Degraded { source: Some(source), .. } = &refused else { panic!("{refused}") };
+        let (path, is) = path_and_kind(source);
+        assert!(path.starts_with(store.path()) && is == kind, "{refused}");
+        assert_eq!(store.get(format!("song/{}", members.len())).unwrap(), None, "what was refused is not there");
+
+        let stats = store.stats();
+        assert!(stats.unsaved_bytes <= 256 * KIB, "{stats:?}");
+        assert!(stats.unsaved_bytes > 256 * KIB - 2 * value(0).len(), "refused before the bound: {stats:?}");
+        assert!(stats.dirty > 0 && stats.oldest_dirty.is_some());
+        assert_told(store, store.path(), kind);
+        assert!(contents(store) == *members, "reads are right at the bound");
+    }
+
+    /// Deletes these members.
+    fn delete(store: &Store, members: &mut Members, numbers: std::ops::Range<usize>) {
+        for number in numbers {
+            let key = format!("song/{number}");
+            assert_eq!(store.delete(&key).unwrap().unwrap(), members.remove(&key).unwrap());
+        }
+    }
+
+    fn small_store(disk: &Path) -> Store {
+        Store::options(disk.join("store")).max_unsaved(256 * KIB).open().unwrap()
+    }
+
+    #[test]
+    fn a_full_disk_is_told_and_all_is_stored_once_somebody_makes_room() {
+        on_a_disk("a_full_disk_is_told_and_all_is_stored_once_somebody_makes_room", "size=1m", |disk| {
+            fs::write(disk.join("filler"), vec![0; 512 * KIB]).unwrap();
+            let store = small_store(disk);
+            let mut members = fill_by_putting(&store);
+            fill_to_the_bound(&store, &mut members, ErrorKind::StorageFull);
+            fs::remove_file(disk.join("filler")).unwrap();
+            // Nobody asks: the janitor tries again by itself.
+            until("all is stored", || store.health().is_well() && store.stats().dirty == 0);
+            assert_eq!(store.stats().unsaved_bytes, 0);
+            store.flush().unwrap();
+            assert_comes_back(&store, &members);
+        });
+    }
+
+    #[test]
+    fn deleting_members_makes_room_on_a_full_disk() {
+        on_a_disk("deleting_members_makes_room_on_a_full_disk", "size=512k", |disk| {
+            let store = small_store(disk);
+            let mut members = fill_by_putting(&store);
+            fill_to_the_bound(&store, &mut members, ErrorKind::StorageFull);
+            delete(&store, &mut members, 0..10);
+            assert_told(&store, store.path(), ErrorKind::StorageFull);
+            assert!(contents(&store) == members, "ten are too few");
+            delete(&store, &mut members, 10..90);
+            store.flush().unwrap();
+            assert!(store.health().is_well());
+            assert_comes_back(&store, &members);
+        });
+    }
+
+    #[test]
+    fn delete_all_makes_room_on_a_full_disk() {
+        on_a_disk("delete_all_makes_room_on_a_full_disk", "size=512k", |disk| {
+            let store = small_store(disk);
+            let mut members = fill_by_putting(&store);
+            fill_to_the_bound(&store, &mut members, ErrorKind::StorageFull);
+            assert_eq!(store.delete_all("song").unwrap(), members.len());
+            store.put("artist/daft_punk", "epic").unwrap();
+            store.flush().unwrap();
+            assert!(store.health().is_well());
+            assert_comes_back(&store, &BTreeMap::from([("artist/daft_punk".to_owned(), b"epic".to_vec())]));
+        });
+    }
+
+    #[test]
+    fn a_disk_without_room_for_another_file_is_told_and_heals() {
+        on_a_disk("a_disk_without_room_for_another_file_is_told_and_heals", "size=16m,nr_inodes=80", |disk| {
+            let store = small_store(disk);
+            let mut members = fill_by_putting(&store);
+            fill_to_the_bound(&store, &mut members, ErrorKind::StorageFull);
+            delete(&store, &mut members, 0..10);
+            assert_told(&store, store.path(), ErrorKind::StorageFull);
+            assert!(contents(&store) == members, "ten are too few");
+            delete(&store, &mut members, 10..70);
+            store.flush().unwrap();
+            assert!(store.health().is_well());
+            assert_comes_back(&store, &members);
+        });
+    }
+
+    #[test]
+    fn a_store_on_a_full_disk_opens_and_can_be_emptied() {
+        on_a_disk("a_store_on_a_full_disk_opens_and_can_be_emptied", "size=512k", |disk| {
+            let path = disk.join("store");
+            let store = Store::open(&path).unwrap();
+            let mut members = Members::new();
+            (0..40).for_each(|number| put(&store, &mut members, number).unwrap());
+            store.close().unwrap();
+            fill(&disk.join("filler"));
+
+            let store = Store::open(&path).unwrap();
+            assert!(contents(&store) == members);
+            delete(&store, &mut members, 0..20);
+            store.flush().unwrap();
+            put(&store, &mut members, 100).unwrap();
+            store.flush().unwrap();
+            assert_comes_back(&store, &members);
+        });
+    }
+
+    #[test]
+    fn a_store_that_has_stored_everything_closes_on_a_full_disk() {
+        on_a_disk("a_store_that_has_stored_everything_closes_on_a_full_disk", "size=512k", |disk| {
+            let store = small_store(disk);
+            let mut members = Members::new();
+            (0..40).for_each(|number| put(&store, &mut members, number).unwrap());
+            store.flush().unwrap();
+            fill(&disk.join("filler"));
+            store.flush().unwrap();
+            assert!(store.health().is_well());
+            assert_comes_back(&store, &members);
+        });
+    }
+
+    #[test]
+    fn a_store_with_a_damaged_file_on_a_full_disk_opens_and_can_be_emptied() {
+        on_a_disk("a_store_with_a_damaged_file_on_a_full_disk_opens_and_can_be_emptied", "size=512k", |disk| {
+            let path = disk.join("store");
+            let store = Store::open(&path).unwrap();
+            let mut members = Members::new();
+            (0..40).for_each(|number| put(&store, &mut members, number).unwrap());
+            store.close().unwrap();
+            let damaged = path.join("song").join("7");
+            let length = fs::metadata(&damaged).unwrap().len();
+            File::options().write(true).open(&damaged).unwrap().set_len(length - 1).unwrap();
+            fill(&disk.join("filler"));
+
+            let store = Store::open(&path).unwrap();
+            members.remove("song/7");
+            assert!(contents(&store) == members, "the damaged file costs its own member only");
+            assert_eq!(store.load_report().quarantined.len(), 1);
+            assert_eq!(store.load_report().quarantined[0].path, store.path().join("song/7"));
+            store.delete_all("song").unwrap();
+            store.flush().unwrap();
+        });
+    }
+
+    #[test]
+    fn deletes_make_room_however_many_writes_came_before_them_on_the_full_disk() {
+        let name = "deletes_make_room_however_many_writes_came_before_them_on_the_full_disk";
+        on_a_disk(name, "size=512k", |disk| {
+            let store = small_store(disk);
+            let mut members = fill_by_putting(&store);
+            // More than the counter's durable mark runs ahead.
+            let same = value(0);
+            for _ in 0..70_000 {
+                store.put("song/0", &same).unwrap();
+            }
+            delete(&store, &mut members, 10..60);
+            store.flush().unwrap();
+            assert!(store.health().is_well());
+            assert_comes_back(&store, &members);
+        });
+    }
+
+    #[test]
+    fn a_value_that_does_not_fit_leaves_the_one_that_was_stored() {
+        on_a_disk("a_value_that_does_not_fit_leaves_the_one_that_was_stored", "size=512k", |disk| {
+            let path = disk.join("store");
+            let store = Store::open(&path).unwrap();
+            store.put("artist/daft_punk", "epic").unwrap();
+            store.flush().unwrap();
+            let stored = tree(&path.join("artist"));
+            store.put("artist/daft_punk", vec![b'x'; 1024 * KIB]).unwrap();
+            assert_told(&store, store.path(), ErrorKind::StorageFull);
+            assert_eq!(tree(&path.join("artist")), stored);
+            assert_eq!(names(&path.join(".larder/tmp")), [""; 0], "what was written of it is gone");
+            // A smaller one, put later, is stored beside it.
+            store.put("artist/justice", "cross").unwrap();
+            assert_told(&store, store.path(), ErrorKind::StorageFull);
+            store.put("artist/daft_punk", "discovery").unwrap();
+            store.flush().unwrap();
+            let expected = [("artist/daft_punk", "discovery"), ("artist/justice", "cross")];
+            assert_comes_back(&store, &expected.map(|(key, value)| (key.to_owned(), value.into())).into());
+        });
+    }
+
+    #[test]
+    fn a_write_that_is_to_be_durable_at_once_fails_on_a_full_disk_and_is_in_ram() {
+        let name = "a_write_that_is_to_be_durable_at_once_fails_on_a_full_disk_and_is_in_ram";
+        on_a_disk(name, "size=512k", |disk| {
+            let store = Store::options(disk.join("store")).durability(Durability::Immediate).open().unwrap();
+            store.put("artist/daft_punk", "epic").unwrap();
+            fill(&disk.join("filler"));
+            let (path, kind) = path_and_kind(&store.put("artist/daft_punk", "discovery").expect_err("a full disk"));
+            assert!(path.starts_with(store.path()) && kind == ErrorKind::StorageFull, "{path:?}");
+            assert_eq!(store.get("artist/daft_punk").unwrap().unwrap(), "discovery");
+            fs::remove_file(disk.join("filler")).unwrap();
+            store.put("artist/justice", "cross").unwrap();
+            assert!(store.health().is_well());
+            let expected = [("artist/daft_punk", "discovery"), ("artist/justice", "cross")];
+            assert_comes_back(&store, &expected.map(|(key, value)| (key.to_owned(), value.into())).into());
+        });
+    }
+
+    #[test]
+    fn the_last_handle_dropped_on_a_full_disk_frees_the_lock_and_keeps_what_was_stored() {
+        let name = "the_last_handle_dropped_on_a_full_disk_frees_the_lock_and_keeps_what_was_stored";
+        on_a_disk(name, "size=512k", |disk| {
+            let store = small_store(disk);
+            let mut members = Members::new();
+            (0..20).for_each(|number| put(&store, &mut members, number).unwrap());
+            store.flush().unwrap();
+            fill(&disk.join("filler"));
+            store.put("song/0", "not stored").unwrap();
+            store.put("song/new", "not stored").unwrap();
+            assert_told(&store, store.path(), ErrorKind::StorageFull);
+            let path = store.path().to_owned();
+            drop(store);
+            let lock = File::open(path.join(".larder/lock")).unwrap();
+            until("the lock is free", || lock.try_lock().is_ok());
+            drop(lock);
+            fs::remove_file(disk.join("filler")).unwrap();
+            let store = Store::open(&path).unwrap();
+            assert_eq!(store.load_report().quarantined, []);
+            assert!(contents(&store) == members);
+        });
+    }
+
+    fn mount(arguments: &[&str], on: &Path) -> bool {
+        Command::new("mount").args(arguments).arg(on).output().unwrap().status.success()
+    }
+
+    #[test]
+    fn a_disk_that_becomes_read_only_is_told_and_all_is_stored_once_it_can_be_written() {
+        let name = "a_disk_that_becomes_read_only_is_told_and_all_is_stored_once_it_can_be_written";
+        on_a_disk(name, "size=8m", |disk| {
+            // A file that is open for writing keeps a disk from becoming read-only, so the lock's is on another.
+            let (path, other) = (disk.join("disk"), disk.join("other"));
+            for dir in [&path, &other] {
+                fs::create_dir(dir).unwrap();
+                assert!(mount(&["-t", "tmpfs", "larder"], dir));
+            }
+            let store = path.join("store");
+            Store::open(&store).unwrap().close().unwrap();
+            File::create(other.join("lock")).unwrap();
+            assert!(mount(&["--bind", other.join("lock").to_str().unwrap()], &store.join(".larder/lock")));
+
+            let store = Store::options(store).max_unsaved(256 * KIB).open().unwrap();
+            let mut members = Members::new();
+            // It is busy while a file is being written.
+            until("the disk is read-only", || {
+                let number = members.len();
+                put(&store, &mut members, number).unwrap();
+                mount(&["-o", "remount,ro"], &path)
+            });
+            // One that comes for certain after it.
+            let number = members.len();
+            put(&store, &mut members, number).unwrap();
+            until("the janitor sees it", || !store.health().is_well());
+            assert_told(&store, store.path(), ErrorKind::ReadOnlyFilesystem);
+            fill_to_the_bound(&store, &mut members, ErrorKind::ReadOnlyFilesystem);
+            delete(&store, &mut members, 1..2);
+
+            assert!(mount(&["-o", "remount,rw"], &path));
+            until("all is stored", || store.health().is_well() && store.stats().dirty == 0);
+            assert_comes_back(&store, &members);
+        });
+    }
+
+    #[test]
+    fn a_store_on_a_read_only_disk_does_not_load_and_the_same_handle_loads_later() {
+        let name = "a_store_on_a_read_only_disk_does_not_load_and_the_same_handle_loads_later";
+        on_a_disk(name, "size=1m", |disk| {
+            let path = disk.join("store");
+            let store = Store::open(&path).unwrap();
+            store.put("artist/daft_punk", "epic").unwrap();
+            store.close().unwrap();
+            assert!(mount(&["-o", "remount,ro"], disk));
+            let before = tree(disk);
+
+            let store = Store::new(&path).unwrap();
+            let (told, kind) = path_and_kind(&store.load().expect_err("a load that cannot be"));
+            assert!(told.starts_with(&path) && kind == ErrorKind::ReadOnlyFilesystem, "{told:?}");
+            let fresh = Store::new(disk.join("fresh")).unwrap();
+            let (told, kind) = path_and_kind(&fresh.load().expect_err("a load that cannot be"));
+            assert!(told.starts_with(disk.join("fresh")) && kind == ErrorKind::ReadOnlyFilesystem, "{told:?}");
+            assert_eq!(tree(disk), before);
+
+            assert!(mount(&["-o", "remount,rw"], disk));
+            assert_eq!(store.load().unwrap().members, 1);
+            assert_eq!(fresh.load().unwrap().members, 0);
+        });
+    }
+}
+
+#[test]
+fn a_file_in_the_place_of_a_collection_is_named_and_costs_no_other_collection_anything() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path().join("store")).unwrap();
+    let blocked = store.path().join("blocked");
+    fs::write(&blocked, "somebody's file").unwrap();
+    store.put("blocked/x", "1").unwrap();
+    store.put("fine/y", "2").unwrap();
+    assert_told(&store, &blocked, ErrorKind::NotADirectory);
+    assert!(store.path().join("fine/y").is_file(), "the other collection's member is stored");
+    store.put("fine/z", "3").unwrap();
+    assert_told(&store, &blocked, ErrorKind::NotADirectory);
+    assert!(store.path().join("fine/z").is_file(), "and later ones are, too");
+    assert_eq!(store.get("blocked/x").unwrap().unwrap(), "1");
+    assert_eq!(fs::read(&blocked).unwrap(), b"somebody's file");
+    assert_eq!(names(&store.path().join(".larder/tmp")), [""; 0]);
+
+    fs::remove_file(&blocked).unwrap();
+    until("all is stored", || store.health().is_well() && store.stats().dirty == 0);
+    store.flush().unwrap();
+    let expected = [("blocked/x", "1"), ("fine/y", "2"), ("fine/z", "3")];
+    assert_comes_back(&store, &expected.map(|(key, value)| (key.to_owned(), value.into())).into());
+}
+
+#[test]
+fn a_directory_in_the_place_of_a_member_is_named_and_costs_no_other_member_anything() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path().join("store")).unwrap();
+    let blocked = store.path().join("artist/daft_punk");
+    fs::create_dir_all(blocked.join("inside")).unwrap();
+    store.put("artist/daft_punk", "epic").unwrap();
+    store.put("artist/justice", "cross").unwrap();
+    assert_told(&store, &blocked, ErrorKind::IsADirectory);
+    assert!(store.path().join("artist/justice").is_file());
+    assert!(blocked.join("inside").is_dir());
+
+    fs::remove_dir_all(&blocked).unwrap();
+    store.flush().unwrap();
+    assert!(store.health().is_well());
+    let expected = [("artist/daft_punk", "epic"), ("artist/justice", "cross")];
+    assert_comes_back(&store, &expected.map(|(key, value)| (key.to_owned(), value.into())).into());
+}
+
+#[test]
+fn directories_that_somebody_removed_are_made_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path().join("store")).unwrap();
+    store.put("artist/daft_punk", "epic").unwrap();
+    store.flush().unwrap();
+
+    fs::remove_dir_all(store.path().join("artist")).unwrap();
+    store.put("artist/daft_punk", "discovery").unwrap();
+    until("it is stored", || store.health().is_well() && store.stats().dirty == 0);
+
+    fs::remove_dir_all(store.path().join(".larder/tmp")).unwrap();
+    store.put("artist/justice", "cross").unwrap();
+    until("it is stored", || store.health().is_well() && store.stats().dirty == 0);
+
+    let expected = [("artist/daft_punk", "discovery"), ("artist/justice", "cross")];
+    assert_comes_back(&store, &expected.map(|(key, value)| (key.to_owned(), value.into())).into());
+}
+
+#[test]
+fn a_store_whose_directory_was_removed_is_served_from_ram_and_never_hangs() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path().join("store")).unwrap();
+    store.put("artist/daft_punk", "epic").unwrap();
+    store.flush().unwrap();
+    fs::remove_dir_all(store.path()).unwrap();
+
+    store.put("artist/justice", "cross").unwrap();
+    assert_told(&store, store.path(), ErrorKind::NotFound);
+    assert_eq!(store.get("artist/daft_punk").unwrap().unwrap(), "epic");
+    assert_eq!(store.get("artist/justice").unwrap().unwrap(), "cross");
+    drop(store);
+    assert_eq!(names(dir.path()), [""; 0], "nothing is made in the place of what was removed");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_link_in_the_place_of_a_collection_is_named_and_not_followed() {
+    let dir = tempfile::tempdir().unwrap();
+    let elsewhere = dir.path().join("elsewhere");
+    fs::create_dir(&elsewhere).unwrap();
+    let store = Store::open(dir.path().join("store")).unwrap();
+    let link = store.path().join("artist");
+    std::os::unix::fs::symlink(&elsewhere, &link).unwrap();
+    store.put("artist/daft_punk", "epic").unwrap();
+    let (path, _) = path_and_kind(&store.flush().expect_err("a flush that cannot be"));
+    assert_eq!(path, link);
+    assert_eq!(names(&elsewhere), [""; 0]);
+    fs::remove_file(&link).unwrap();
+    store.flush().unwrap();
+    assert_comes_back(&store, &[("artist/daft_punk".to_owned(), b"epic".to_vec())].into());
+}

@@ -1,0 +1,166 @@
+//! What the tests share: chance that repeats itself, processes to be killed, a look at the disk.
+#![allow(dead_code, reason = "each test uses its part")]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+/// Numbers that look like chance and are the same in every run. (Marsaglia, "Xorshift RNGs", 2003)
+pub(crate) struct Chance(u64);
+
+impl Chance {
+    pub(crate) fn new(seed: u64) -> Chance {
+        Chance((seed + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15))
+    }
+
+    pub(crate) fn number(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    pub(crate) fn below(&mut self, bound: usize) -> usize {
+        (self.number() % bound as u64) as usize
+    }
+}
+
+/// Waits until it is so. The limit is there to end a test that would hang.
+pub(crate) fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(120);
+    while !is_so() {
+        assert!(Instant::now() < end, "it never came about that {what}");
+        std::thread::yield_now();
+    }
+}
+
+/// Tells something even when the test passes: what is printed with a macro is shown only when it fails.
+pub(crate) fn tell(line: &str) {
+    std::io::stderr().write_all(format!("{line}\n").as_bytes()).unwrap();
+}
+
+/// A line to the test that started this process. It is written at once, and by itself.
+pub(crate) fn say(line: &str) {
+    // The test runner may have left a line unfinished.
+    let line = format!("\n> {line}\n");
+    let mut out = std::io::stdout().lock();
+    out.write_all(line.as_bytes()).and_then(|()| out.flush()).expect("the test that listens has gone");
+}
+
+/// This test binary again, to run one of its tests in a process of its own.
+pub(crate) fn once_more(test: &str) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", test, "--nocapture"]);
+    command
+}
+
+/// Another process, which is killed when this goes.
+pub(crate) struct Process {
+    child: std::process::Child,
+    stdin: Option<ChildStdin>,
+    stdout: BufReader<ChildStdout>,
+}
+
+impl Process {
+    pub(crate) fn start(mut command: Command) -> Process {
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let stdin = child.stdin.take();
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        Process { child, stdin, stdout }
+    }
+
+    /// The next thing that it says; `None` when it has ended. A line that was cut off is not said.
+    pub(crate) fn heard(&mut self) -> Option<String> {
+        loop {
+            let mut line = String::new();
+            self.stdout.read_line(&mut line).unwrap();
+            match (line.strip_suffix('\n'), line.strip_prefix("> ")) {
+                (None, _) => return None,
+                (Some(_), None) => {}
+                (Some(_), Some(said)) => return Some(said.trim_end().to_owned()),
+            }
+        }
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    #[track_caller]
+    pub(crate) fn expect(&mut self, line: &str) {
+        assert_eq!(self.heard().as_deref(), Some(line));
+    }
+
+    /// A line on its standard input.
+    pub(crate) fn ask(&mut self, line: &str) {
+        writeln!(self.stdin.as_mut().unwrap(), "{line}").unwrap();
+    }
+
+    /// SIGKILL, where there are signals.
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().unwrap();
+    }
+
+    pub(crate) fn wait(&mut self) -> ExitStatus {
+        drop(self.stdin.take());
+        self.child.wait().unwrap()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may have ended already.
+        _ = self.child.kill();
+        _ = self.child.wait();
+    }
+}
+
+/// Lines from the test that started this process, until it closes the pipe or goes.
+pub(crate) fn orders() -> impl Iterator<Item = String> {
+    std::io::stdin().lines().map_while(Result::ok)
+}
+
+/// The names in a directory, sorted; none if there is no such directory.
+pub(crate) fn names(dir: &Path) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };
+    let mut names: Vec<String> =
+        entries.map(|entry| entry.unwrap().file_name().into_string().expect("a name that is UTF-8")).collect();
+    names.sort_unstable();
+    names
+}
+
+/// The files of a store's members: everything in the directories beside `.larder`.
+pub(crate) fn member_files(store: &Path) -> Vec<PathBuf> {
+    let dirs = names(store).into_iter().filter(|name| name != ".larder").map(|name| store.join(name));
+    dirs.flat_map(|dir| names(&dir).into_iter().map(move |name| dir.join(name))).collect()
+}
+
+/// Everything below a directory by its path: a file with its bytes, anything else with its kind.
+pub(crate) fn tree(dir: &Path) -> BTreeMap<PathBuf, String> {
+    let mut found = BTreeMap::new();
+    for name in names(dir) {
+        let path = dir.join(name);
+        let metadata = fs::symlink_metadata(&path).unwrap();
+        if metadata.is_dir() {
+            found.extend(tree(&path));
+            found.insert(path, "a directory".to_owned());
+        } else if metadata.is_file() {
+            let bytes = fs::read(&path).unwrap();
+            found.insert(path, bytes.escape_ascii().to_string());
+        } else {
+            let link = fs::read_link(&path).unwrap_or_default();
+            found.insert(path, format!("{:?} to {link:?}", metadata.file_type()));
+        }
+    }
+    found
+}
+
+/// Nothing is left over, and nothing was put aside.
+pub(crate) fn assert_tidy(store: &Path) {
+    let meta = store.join(".larder");
+    assert_eq!(names(&meta.join("tmp")), [""; 0], "temporary files are left");
+    assert_eq!(names(&meta.join("quarantine")), [""; 0], "something is in quarantine");
+}

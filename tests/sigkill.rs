@@ -1,0 +1,290 @@
+//! A process that writes is killed two hundred times, anywhere: each time the store loads, every member is whole, and
+//! none is older than its last flush.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "in a test, a panic is the report")]
+
+mod lab;
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use lab::{Chance, Process, assert_tidy, member_files, once_more, say, tell};
+use larder::{Durability, Store};
+
+const KILLS: usize = 200;
+
+/// Each thread of the child writes its own keys: in the collection `keep-<thread>`, and in `clear-<thread>`, which it
+/// clears now and then.
+const THREADS: usize = 2;
+const KEPT: usize = 24;
+const CLEARED: usize = 8;
+
+const STORE: &str = "LARDER_SIGKILL_STORE";
+const DURABILITY: &str = "LARDER_SIGKILL_DURABILITY";
+const FIRST: &str = "LARDER_SIGKILL_FIRST";
+
+/// A value that says which write it is, of a length and with bytes that no other write has.
+fn value(key: &str, number: u64) -> Vec<u8> {
+    let mut value = format!("{key} {number} ").into_bytes();
+    let mut chance = Chance::new(number);
+    let length = value.len() + chance.below(3000);
+    while value.len() < length {
+        value.extend_from_slice(&chance.number().to_le_bytes());
+    }
+    value
+}
+
+/// Which write it is, if it is whole: every byte is looked at.
+fn number_of(key: &str, found: &[u8]) -> Option<u64> {
+    let start = found.strip_prefix(key.as_bytes())?.strip_prefix(b" ")?;
+    let number = std::str::from_utf8(start.split(|&b| b == b' ').next()?).ok()?.parse().ok()?;
+    (found == value(key, number)).then_some(number)
+}
+
+/// The keys of one thread, and whether they are in the collection that it clears.
+fn keys(thread: usize) -> Vec<(String, bool)> {
+    let kept = (0..KEPT).map(|member| (format!("keep-{thread}/{member}"), false));
+    let cleared = (0..CLEARED).map(|member| (format!("clear-{thread}/Member {member}"), true));
+    kept.chain(cleared).collect()
+}
+
+// ---- the child ----
+
+#[test]
+fn child_writes() {
+    let Some(path) = std::env::var_os(STORE) else { return };
+    let durability = match std::env::var(DURABILITY).unwrap().as_str() {
+        "immediate" => Durability::Immediate,
+        "buffered" => Durability::Buffered,
+        _ => Durability::Interval(Duration::from_millis(2)),
+    };
+    let next = AtomicU64::new(std::env::var(FIRST).unwrap().parse().unwrap());
+    let store = Store::options(path).durability(durability).open().unwrap();
+    say("open");
+    std::thread::scope(|scope| {
+        for thread in 0..THREADS {
+            let (store, next) = (&store, &next);
+            scope.spawn(move || write_until_killed(store, thread, next));
+        }
+    });
+}
+
+fn write_until_killed(store: &Store, thread: usize, next: &AtomicU64) {
+    let keys = keys(thread);
+    let mut chance = Chance::new(next.load(Ordering::SeqCst) + thread as u64);
+    loop {
+        let number = next.fetch_add(1, Ordering::SeqCst);
+        let (key, _) = &keys[chance.below(keys.len())];
+        match chance.below(100) {
+            0..70 => {
+                say(&format!("try {thread} {number} put {key}"));
+                store.put(key, value(key, number)).unwrap();
+            }
+            70..88 => {
+                say(&format!("try {thread} {number} delete {key}"));
+                store.delete(key).unwrap();
+            }
+            88..92 => {
+                say(&format!("try {thread} {number} clear"));
+                store.delete_all(format!("clear-{thread}")).unwrap();
+            }
+            _ => {
+                say(&format!("try {thread} {number} flush"));
+                store.flush().unwrap();
+            }
+        }
+        say(&format!("did {thread} {number}"));
+    }
+}
+
+// ---- the parent ----
+
+enum Act {
+    Put(String),
+    Delete(String),
+    Clear,
+    /// With how many of each thread's acts were done before it began.
+    Flush([usize; THREADS]),
+}
+
+/// What a child said that it did, act by act.
+#[derive(Default)]
+struct Said {
+    tried: [Vec<(u64, Act)>; THREADS],
+    /// How many of them returned.
+    done: [usize; THREADS],
+    /// How many of them no crash may lose.
+    safe: [usize; THREADS],
+}
+
+impl Said {
+    fn hear(&mut self, line: &str, immediate: bool) {
+        let words: Vec<&str> = line.splitn(5, ' ').collect();
+        let [word, thread, number, ..] = words[..] else { return };
+        let (thread, number): (usize, u64) = (thread.parse().unwrap(), number.parse().unwrap());
+        if word == "did" {
+            let (tried, act) = &self.tried[thread][self.done[thread]];
+            assert_eq!(*tried, number);
+            if let Act::Flush(before) = *act {
+                self.safe = std::array::from_fn(|thread| self.safe[thread].max(before[thread]));
+            }
+            self.done[thread] += 1;
+            if immediate {
+                self.safe[thread] = self.done[thread];
+            }
+            return;
+        }
+        let act = match words[3..] {
+            ["put", key] => Act::Put(key.to_owned()),
+            ["delete", key] => Act::Delete(key.to_owned()),
+            ["clear"] => Act::Clear,
+            ["flush"] => Act::Flush(self.done),
+            _ => panic!("{line}"),
+        };
+        self.tried[thread].push((number, act));
+    }
+
+    /// What a key may hold after the crash: what it held when it was last safe, or after any later act.
+    fn possible(&self, thread: usize, key: &str, cleared: bool, before: Option<u64>) -> Vec<Option<u64>> {
+        let mut possible = vec![before];
+        for (position, (number, act)) in self.tried[thread].iter().enumerate() {
+            let after = match act {
+                Act::Put(put) if put == key => Some(*number),
+                Act::Delete(deleted) if deleted == key => None,
+                Act::Clear if cleared => None,
+                _ => continue,
+            };
+            if position < self.safe[thread] {
+                possible.clear();
+            }
+            possible.push(after);
+        }
+        possible
+    }
+}
+
+/// A store that lives on from crash to crash.
+struct Victim {
+    dir: tempfile::TempDir,
+    durability: &'static str,
+    /// What was in it after the last crash: by key, which write it is.
+    held: BTreeMap<String, u64>,
+    first: u64,
+}
+
+impl Victim {
+    fn new(durability: &'static str) -> Victim {
+        Victim { dir: tempfile::tempdir().unwrap(), durability, held: BTreeMap::new(), first: 1 }
+    }
+
+    fn path(&self) -> std::path::PathBuf {
+        self.dir.path().join("store")
+    }
+
+    /// Lets a child write, and kills it once it has said so much.
+    fn kill_after(&mut self, lines: usize) -> Said {
+        let mut command = once_more("child_writes");
+        command.env(STORE, self.path()).env(DURABILITY, self.durability).env(FIRST, self.first.to_string());
+        let mut child = Process::start(command);
+        let mut said = Said::default();
+        let immediate = self.durability == "immediate";
+        for _ in 0..lines {
+            let line = child.heard().expect("the child ended by itself");
+            said.hear(&line, immediate);
+        }
+        child.kill();
+        // What it said before it died holds too.
+        while let Some(line) = child.heard() {
+            said.hear(&line, immediate);
+        }
+        let ended = child.wait();
+        #[cfg(unix)]
+        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&ended), Some(9), "{ended}");
+        assert!(!ended.success());
+        said
+    }
+
+    /// Loads what the child left. Returns the number of members that were checked.
+    fn check(&mut self, said: &Said) -> usize {
+        let path = self.path();
+        let store = Store::open(&path).unwrap();
+        assert_eq!(store.load_report().quarantined, []);
+        assert_tidy(&path);
+        let found = contents(&store);
+        assert_eq!(member_files(&path).len(), found.len(), "files on the disk, and members");
+        for thread in 0..THREADS {
+            for (key, cleared) in keys(thread) {
+                let possible = said.possible(thread, &key, cleared, self.held.get(&key).copied());
+                let is = found.get(&key).copied();
+                assert!(possible.contains(&is), "{key} holds {is:?}, and may hold {possible:?} ({})", self.durability);
+            }
+        }
+        let known: Vec<String> = (0..THREADS).flat_map(keys).map(|(key, _)| key).collect();
+        assert!(found.keys().all(|key| known.contains(key)), "a key that nobody wrote: {found:?}");
+        self.first = said.tried.iter().flatten().map(|(number, _)| number + 1).chain([self.first]).max().unwrap();
+        self.held = found;
+        store.close().unwrap();
+        self.held.len()
+    }
+}
+
+/// By key, which write it is.
+fn contents(store: &Store) -> BTreeMap<String, u64> {
+    let mut contents = BTreeMap::new();
+    for collection in store.collections().unwrap() {
+        for (member, value) in store.get_all(&collection).unwrap() {
+            let key = format!("{collection}/{member}");
+            let number = number_of(&key, &value).unwrap_or_else(|| panic!("{key} is not whole: {value:?}"));
+            contents.insert(key, number);
+        }
+    }
+    contents
+}
+
+#[test]
+fn no_kill_loses_what_was_flushed_or_tears_a_member() {
+    let mut victims = ["immediate", "interval", "immediate", "buffered"].map(Victim::new);
+    let mut chance = Chance::new(200);
+    let (mut checked, mut acts, mut safe) = (0, 0, 0);
+    for kill in 0..KILLS {
+        let victim = &mut victims[kill % 4];
+        // One in eight dies while it opens the store, or soon after.
+        let lines = if chance.below(8) == 0 { chance.below(4) } else { chance.below(400) };
+        let said = victim.kill_after(lines);
+        checked += victim.check(&said);
+        acts += said.done.iter().sum::<usize>();
+        safe += said.safe.iter().sum::<usize>();
+    }
+    assert!(safe > KILLS, "the children were killed before they could flush anything");
+    tell(&format!("{KILLS} kills, {acts} acts, {safe} of them safe before the kill, {checked} members checked"));
+}
+
+#[test]
+fn a_value_with_any_byte_changed_is_not_taken_for_whole() {
+    let whole = value("keep-0/1", 7);
+    assert_eq!(number_of("keep-0/1", &whole), Some(7));
+    for at in 0..whole.len() {
+        let mut changed = whole.clone();
+        changed[at] ^= 1;
+        assert_eq!(number_of("keep-0/1", &changed), None, "byte {at}");
+    }
+    assert_eq!(number_of("keep-0/1", &whole[..whole.len() - 1]), None);
+}
+
+#[test]
+fn a_flush_makes_safe_what_returned_before_it_began_and_no_more() {
+    let mut said = Said::default();
+    for line in [
+        "try 0 1 put keep-0/1",
+        "did 0 1",
+        "try 1 2 flush",
+        "try 0 3 put keep-0/1",
+        "did 0 3",
+        "did 1 2",
+        "try 0 4 delete keep-0/1",
+    ] {
+        said.hear(line, false);
+    }
+    assert_eq!(said.possible(0, "keep-0/1", false, Some(0)), [Some(1), Some(3), None]);
+    assert_eq!(said.possible(0, "keep-0/2", false, Some(0)), [Some(0)]);
+}
