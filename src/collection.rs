@@ -82,9 +82,9 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Collection<T> {
         for _ in 0..ATTEMPTS {
             if let Some(open) = shelves.typed.get() {
                 let shelf = Self::same(name, open, &shelf.form)?;
-                return Ok(Collection { handle: handle.clone(), shelves, shelf });
+                return Ok(Collection { handle: handle.clone(), shelves: shelves.clone(), shelf });
             }
-            Self::decode_all(handle, engine, &shelves, &shelf)?;
+            Self::decode_all(handle, engine, shelves, &shelf)?;
         }
         let reason = format!("collection {name:?} changes faster than it can be decoded");
         Err(Error::Degraded { reason, source: None })

@@ -104,7 +104,8 @@ impl Engine {
     }
 
     /// The collection of that name, made if there is none.
-    pub(crate) fn shelves(&self, name: &str) -> Arc<Shelves> {
+    #[inline]
+    pub(crate) fn shelves(&self, name: &str) -> &Arc<Shelves> {
         self.registry.get_or_create(name, |id| Shelves::new(name, id, self.hasher.clone()))
     }
 
@@ -141,6 +142,7 @@ impl Engine {
         self.outbox.as_ref().is_some_and(|outbox| outbox.send(message).is_ok())
     }
 
+    #[inline]
     pub(crate) fn persists(&self) -> bool {
         self.outbox.is_some()
     }
@@ -170,11 +172,13 @@ pub(crate) struct Lane<'a> {
 }
 
 impl Ledger for Lane<'_> {
+    #[inline]
     fn check_open(&self) -> Result<(), Refused> {
         // Under the shard's lock, which the closing thread passes through after it has set this.
         if self.core.life.load(Ordering::Relaxed) == life::OPEN { Ok(()) } else { Err(Refused::Closed) }
     }
 
+    #[inline]
     fn charge(&self, delta: isize) -> Result<(), Refused> {
         if delta <= 0 {
             if delta < 0 {
@@ -191,14 +195,17 @@ impl Ledger for Lane<'_> {
         Err(Refused::Full)
     }
 
+    #[inline]
     fn next_version(&self) -> u64 {
         self.engine.version.0.fetch_add(1, Ordering::Relaxed) + 1
     }
 
+    #[inline]
     fn persists(&self) -> bool {
         self.engine.persists()
     }
 
+    #[inline]
     fn dirty(&self, member: &Member) {
         // Fails only when the janitor is dead, which every write finds out before it comes here or after.
         self.engine.send(Msg::Key { collection: self.collection, member: member.clone() });
@@ -223,6 +230,7 @@ impl Core {
     }
 
     /// The engine, if the store takes calls.
+    #[inline]
     pub(crate) fn open(&self) -> Result<&Engine> {
         match (self.life.load(Ordering::Acquire), self.engine.get()) {
             (life::OPEN, Some(engine)) => Ok(engine),
@@ -232,6 +240,7 @@ impl Core {
     }
 
     /// The engine, if the store was ever loaded: what reads of typed collections work on, even after a close.
+    #[inline]
     pub(crate) fn engine(&self) -> Option<&Engine> {
         self.engine.get()
     }
@@ -259,12 +268,14 @@ impl Core {
 
     // ---- writes ----
 
+    #[inline]
     pub(crate) fn lane<'a>(&'a self, engine: &'a Engine, collection: u32) -> Lane<'a> {
         Lane { core: self, engine, collection }
     }
 
     /// Does a write: again when the collection's members have moved, and after waiting when the bytes not yet durable
     /// are at their bound. In `Immediate` mode it waits until the write, which is `concern`, is durable.
+    #[inline]
     pub(crate) fn write<R>(
         &self,
         engine: &Engine,
@@ -325,6 +336,7 @@ impl Core {
         Ok(())
     }
 
+    #[inline]
     pub(crate) fn check_size(&self, collection: &str, member: &str, size: usize) -> Result<()> {
         if size <= MAX_VALUE {
             return Ok(());

@@ -143,6 +143,7 @@ impl Link {
         (link, hurried)
     }
 
+    #[inline]
     pub(crate) fn check_alive(&self) -> Result<()> {
         match self.dead.get() {
             None => Ok(()),
@@ -329,6 +330,8 @@ impl Janitor {
                 outcome = self.sync().and(outcome);
             }
             self.settle(&outcome);
+            // Before the answers: whoever hears that all is durable also sees it.
+            self.show();
             self.answer_flushes(&outcome);
             if let Some(closing) = self.close.take()
                 && self.end(outcome, self.stored - stored_before, &closing)
@@ -339,7 +342,6 @@ impl Janitor {
                 self.close_backend_quietly();
                 return;
             }
-            self.show();
         }
     }
 

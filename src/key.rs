@@ -12,6 +12,7 @@ pub const MAX_MEMBER: usize = 1024;
 pub const MAX_VALUE: usize = 1 << 30;
 
 /// Splits `key` into collection and member, both checked.
+#[inline]
 pub(crate) fn split(key: &str) -> Result<(&str, &str)> {
     let invalid = |rule| Err(Error::InvalidKey { key: key.to_owned(), rule });
     if key.is_empty() {
@@ -38,6 +39,7 @@ pub(crate) fn check_collection(name: &str) -> Result<()> {
 }
 
 /// `collection` is only for the error.
+#[inline]
 pub(crate) fn check_member(collection: &str, member: &str) -> Result<()> {
     match broken_by_member(member) {
         Some(rule) => Err(Error::InvalidKey { key: join(collection, member), rule }),
@@ -49,6 +51,7 @@ pub(crate) fn join(collection: &str, member: &str) -> String {
     format!("{collection}/{member}")
 }
 
+#[inline]
 pub(crate) fn broken_by_collection(name: &str) -> Option<&'static str> {
     match name {
         "" => Some("the collection's name is not empty"),
@@ -58,6 +61,7 @@ pub(crate) fn broken_by_collection(name: &str) -> Option<&'static str> {
     }
 }
 
+#[inline]
 pub(crate) fn broken_by_member(name: &str) -> Option<&'static str> {
     match name.len() {
         0 => Some("the member's name is not empty"),

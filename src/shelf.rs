@@ -324,6 +324,7 @@ impl Shelves {
 }
 
 impl Named for Shelves {
+    #[inline]
     fn name(&self) -> &str {
         &self.name
     }

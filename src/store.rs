@@ -61,13 +61,6 @@ impl fmt::Debug for Store {
     }
 }
 
-/// What a lookup in the registry, which is made under its lock, leads to.
-enum Seen<R> {
-    Done(Result<R, Stop>),
-    /// The collection is open as a type: its codec runs outside the lock.
-    Typed(Arc<Shelves>),
-}
-
 /// The life of a store.
 impl Store {
     /// A store at `path`, which is resolved now, so that a later change of the working directory does not matter.
@@ -192,16 +185,13 @@ impl Store {
     #[doc(alias = "Get")]
     pub fn get(&self, key: impl AsRef<str>) -> Result<Option<Value>> {
         let (collection, member) = key::split(key.as_ref())?;
-        let engine = self.handle.core.open()?;
-        let raw = engine.registry.with(collection, |shelves| match shelves.typed.get() {
-            None => shelves.raw.table.get(member).map_err(|_| shelves.clone()),
-            Some(_) => Err(shelves.clone()),
-        });
-        match raw {
-            None => Ok(None),
-            Some(Ok(found)) => Ok(found),
-            Some(Err(shelves)) => self.read(&shelves, |shelf| shelf.get(collection, member)),
+        let Some(shelves) = self.handle.core.open()?.registry.get(collection) else { return Ok(None) };
+        if shelves.typed.get().is_none()
+            && let Ok(found) = shelves.raw.table.get(member)
+        {
+            return Ok(found);
         }
+        self.read(shelves, |shelf| shelf.get(collection, member))
     }
 
     /// Whether there is such a member.
@@ -229,27 +219,13 @@ impl Store {
         let core = &self.handle.core;
         let engine = core.open()?;
         core.check_size(collection, member, value.len())?;
+        let shelves = engine.shelves(collection);
+        let lane = core.lane(engine, shelves.id);
         let mut value = Some(value);
-        let concern = || Concern::Member { collection: engine.shelves(collection).id, member: Member::from(member) };
-        core.write(engine, concern, || {
-            let seen = engine.registry.with(collection, |shelves| match shelves.typed.get() {
-                None => {
-                    let lane = core.lane(engine, shelves.id);
-                    Seen::Done(shelves.raw.table.put(member, &mut value, 0, &lane).map_err(Stop::from))
-                }
-                Some(_) => Seen::Typed(shelves.clone()),
-            });
-            match (seen, &value) {
-                (Some(Seen::Done(done)), _) => done,
-                (Some(Seen::Typed(shelves)), Some(value)) => {
-                    let lane = core.lane(engine, shelves.id);
-                    shelves.current().put(collection, member, value, &lane)
-                }
-                _ => {
-                    engine.shelves(collection);
-                    Err(Stop::Refused(Refused::Moved))
-                }
-            }
+        let concern = || Concern::Member { collection: shelves.id, member: Member::from(member) };
+        core.write(engine, concern, || match (shelves.typed.get(), &value) {
+            (Some(typed), Some(value)) => typed.put(collection, member, value, &lane),
+            _ => Ok(shelves.raw.table.put(member, &mut value, 0, &lane)?),
         })
     }
 
@@ -359,7 +335,7 @@ impl Store {
     pub fn iter(&self, collection: impl AsRef<str>) -> Result<Iter> {
         let collection = collection.as_ref();
         key::check_collection(collection)?;
-        let shelves = self.handle.core.open()?.registry.get(collection);
+        let shelves = self.handle.core.open()?.registry.get(collection).cloned();
         Ok(Iter { store: self.clone(), cursor: shelves.is_some().then_some(0), shelves, ready: Vec::new() })
     }
 
@@ -370,7 +346,7 @@ impl Store {
     ) -> Result<R> {
         key::check_collection(collection)?;
         match self.handle.core.open()?.registry.get(collection) {
-            Some(shelves) => self.read(&shelves, f),
+            Some(shelves) => self.read(shelves, f),
             None => Ok(R::default()),
         }
     }

@@ -33,6 +33,7 @@ fn split_above(depth: u32) -> usize {
     }
 }
 
+#[inline]
 pub(super) fn hash_name(hasher: &NameHasher, name: &str) -> u64 {
     let mut state = hasher.build_hasher();
     state.write(name.as_bytes());
@@ -146,6 +147,7 @@ impl<V: Stored> Table<V> {
         hash_name(&self.hasher, member)
     }
 
+    #[inline]
     fn shard(&self, number: u32) -> Option<&Shard<V>> {
         let Some(level) = number.checked_ilog2() else {
             return Some(&self.root);
@@ -155,6 +157,7 @@ impl<V: Stored> Table<V> {
     }
 
     /// The deepest shard born for these bits, as far as can be seen without a lock.
+    #[inline]
     fn find_shard(&self, bits: u32) -> (u32, &Shard<V>) {
         let mut number = bits & mask(self.depth.load(Ordering::Acquire));
         loop {
@@ -166,10 +169,12 @@ impl<V: Stored> Table<V> {
     }
 
     /// Whether the shard, whose lock is held, is the one for these bits.
+    #[inline]
     fn holds(shard: &Shard<V>, number: u32, bits: u32) -> bool {
         bits & mask(shard.depth.load(Ordering::Relaxed)) == number
     }
 
+    #[inline]
     fn read<R>(&self, hash: u64, f: impl FnOnce(&Inner<V>) -> R) -> Result<R, Refused> {
         let bits = shard_bits(hash);
         loop {
@@ -184,6 +189,7 @@ impl<V: Stored> Table<V> {
         }
     }
 
+    #[inline]
     fn write<R>(&self, hash: u64, f: impl FnOnce(&mut Inner<V>) -> R) -> Result<R, Refused> {
         let bits = shard_bits(hash);
         loop {
@@ -238,6 +244,7 @@ impl<V: Stored> Table<V> {
         self.depth.fetch_max(depth + 1, Ordering::Release);
     }
 
+    #[inline]
     pub(crate) fn get(&self, member: &str) -> Result<Option<V>, Refused> {
         let hash = self.hash(member);
         self.read(hash, |inner| inner.slots.find(hash, |slot| slot.member == *member)?.value.clone())
@@ -251,6 +258,7 @@ impl<V: Stored> Table<V> {
 
     /// Moves the value out of `value` into its place and returns the one that was there. Refused, it leaves `value`
     /// as it was.
+    #[inline]
     pub(crate) fn put(
         &self,
         member: &str,
