@@ -312,8 +312,7 @@ impl Core {
         if link.on_janitor_thread() {
             return Err(Error::Reentrant { action: "a write at the bound of unsaved bytes" });
         }
-        let limit = self.knobs.write_timeout;
-        let deadline = *full.deadline.get_or_insert_with(|| Instant::now() + limit);
+        let since = *full.since.get_or_insert_with(Instant::now);
         let degraded = |source: Option<Error>| Error::Degraded {
             reason: format!("{} bytes are not durable, and the most is {}", engine.unsaved(), self.knobs.max_unsaved),
             source: source.map(Arc::new),
@@ -321,7 +320,7 @@ impl Core {
         if let Some(failure) = link.failure() {
             return Err(degraded(Some(failure)));
         }
-        let left = deadline.saturating_duration_since(Instant::now());
+        let left = self.knobs.write_timeout.saturating_sub(since.elapsed());
         if left.is_zero() {
             return Err(degraded(None));
         }
@@ -476,7 +475,7 @@ impl Core {
 /// A write that found the bytes not yet durable at their bound.
 #[derive(Default)]
 struct Full {
-    deadline: Option<Instant>,
+    since: Option<Instant>,
     /// What had been freed when it was refused.
     seen: Option<u64>,
 }

@@ -394,7 +394,7 @@ impl Janitor {
     /// When there is something to do even if nothing comes in.
     fn next_due(&self) -> Option<Instant> {
         let retry = self.retry.map(|(at, _)| at);
-        let sync = self.applied_since.map(|since| since + self.sync_after());
+        let sync = self.applied_since.and_then(|since| since.checked_add(self.sync_after()));
         match (retry, sync) {
             (Some(retry), _) => Some(retry),
             (None, sync) => sync,

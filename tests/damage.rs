@@ -416,9 +416,24 @@ fn what_is_no_regular_file_under_a_member_s_name_is_left_alone_and_not_followed(
     assert_untouched(&foreign, &store.path);
     drop(socket);
 
-    // A put under the name of a link replaces it, and does not write through it.
+    // A put under such a name neither replaces what stands there nor writes through it: it waits until the name is free.
     let loaded = Store::open(&store.path).unwrap();
+    for member in ["one", "dangling", "directory", "pipe"] {
+        let file = store.path.join("raw").join(member);
+        loaded.put(format!("raw/{member}"), "new").unwrap();
+        loaded.put(format!("free/{member}"), "new").unwrap();
+        match loaded.flush() {
+            Err(Error::Io { path, action: "replace", .. }) => assert_eq!(path, file),
+            other => panic!("{member}: {other:?}"),
+        }
+        assert_untouched(&foreign, &store.path);
+        assert!(store.path.join("free").join(member).exists(), "it stops no other");
+        loaded.delete(format!("raw/{member}")).unwrap();
+        loaded.flush().unwrap();
+        assert_untouched(&foreign, &store.path);
+    }
     loaded.put("raw/one", "new").unwrap();
+    fs::remove_file(store.path.join("raw/one")).unwrap();
     loaded.close().unwrap();
     assert_eq!(fs::read(&victim).unwrap(), whole);
     assert!(fs::symlink_metadata(store.path.join("raw/one")).unwrap().is_file());

@@ -477,7 +477,7 @@ fn a_directory_in_the_place_of_a_member_is_named_and_costs_no_other_member_anyth
     fs::create_dir_all(blocked.join("inside")).unwrap();
     store.put("artist/daft_punk", "epic").unwrap();
     store.put("artist/justice", "cross").unwrap();
-    assert_told(&store, &blocked, ErrorKind::IsADirectory);
+    assert_told(&store, &blocked, ErrorKind::AlreadyExists);
     assert!(store.path().join("artist/justice").is_file());
     assert!(blocked.join("inside").is_dir());
 

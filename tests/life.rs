@@ -1,6 +1,7 @@
 //! The life of a store: what each call says before the load, after it, and after the close; what load and close tell.
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use larder::{Durability, Error, Progress, Store};
 
@@ -240,6 +241,22 @@ fn immediate_is_on_disk_when_the_write_returns() {
     assert!(path.join("c/m").exists());
     store.delete("c/m").unwrap();
     assert!(!path.join("c/m").exists());
+}
+
+#[test]
+fn every_limit_may_be_as_large_or_as_small_as_there_is() {
+    for time in [Duration::ZERO, Duration::MAX] {
+        for bytes in [0, usize::MAX] {
+            let (_dir, path) = temporary();
+            let options = Store::options(&path).durability(Durability::Interval(time)).max_unsaved(bytes);
+            let store = options.write_timeout(Duration::MAX).stall_timeout(Duration::MAX).open().unwrap();
+            for number in 0..20 {
+                store.put(format!("c/{number}"), "v").unwrap();
+            }
+            store.flush().unwrap();
+            store.close().unwrap();
+        }
+    }
 }
 
 #[test]

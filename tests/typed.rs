@@ -324,6 +324,26 @@ fn deeply_nested_input_is_an_error_and_not_a_crash() {
     assert!(matches!(store.collection::<serde_json::Value>("c"), Err(Error::Codec { .. })));
 }
 
+#[derive(Debug, Serialize)]
+struct PanicsWhenRead;
+
+impl<'de> Deserialize<'de> for PanicsWhenRead {
+    fn deserialize<D: Deserializer<'de>>(_: D) -> Result<Self, D::Error> {
+        panic!("it cannot be read")
+    }
+}
+
+#[test]
+fn a_deserialize_that_panics_leaves_the_collection_as_it_was() {
+    let store = Store::in_memory();
+    store.put("c/a", "null").unwrap();
+    let opening = store.clone();
+    assert!(std::thread::spawn(move || opening.collection::<PanicsWhenRead>("c").is_ok()).join().is_err());
+    assert_eq!(store.get("c/a").unwrap().unwrap(), "null");
+    store.put("c/b", "null").unwrap();
+    assert_eq!(store.collection::<()>("c").unwrap().len(), 2);
+}
+
 #[derive(Serialize)]
 struct Slow;
 

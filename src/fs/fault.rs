@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use super::{Dir, Entry, File, Fs, Native};
+use super::{Dir, Entry, File, Fs, Kind, Native};
 
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Fault {
@@ -99,6 +99,11 @@ impl Fs for Faulty {
     fn list(&self, dir: &Dir) -> io::Result<Vec<Entry>> {
         self.operation()?;
         Native.list(dir)
+    }
+
+    fn kind(&self, dir: &Dir, name: &str) -> io::Result<Option<Kind>> {
+        self.operation()?;
+        Native.kind(dir, name)
     }
 
     fn create(&self, dir: &Dir, name: &str) -> io::Result<Box<dyn File>> {

@@ -73,6 +73,8 @@ pub(crate) trait Fs: Debug + Send + Sync {
     fn make_dir(&self, parent: &Dir, name: &str) -> io::Result<()>;
     fn remove_dir(&self, parent: &Dir, name: &str) -> io::Result<()>;
     fn list(&self, dir: &Dir) -> io::Result<Vec<Entry>>;
+    /// What the name stands for, if it stands for anything.
+    fn kind(&self, dir: &Dir, name: &str) -> io::Result<Option<Kind>>;
     /// A new file, mode 0600. An error if the name is taken.
     fn create(&self, dir: &Dir, name: &str) -> io::Result<Box<dyn File>>;
     fn open(&self, dir: &Dir, name: &str) -> io::Result<Box<dyn File>>;

@@ -74,6 +74,13 @@ impl Fs for Native {
         Ok(entries)
     }
 
+    fn kind(&self, dir: &Dir, name: &str) -> io::Result<Option<Kind>> {
+        match kind_of(&dir.join(name)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            kind => kind.map(Some),
+        }
+    }
+
     fn create(&self, dir: &Dir, name: &str) -> io::Result<Box<dyn File>> {
         let mut options = fs::OpenOptions::new();
         options.write(true).create_new(true);

@@ -14,6 +14,14 @@ const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::
 const PRIVATE_DIR: Mode = Mode::RWXU;
 const PRIVATE_FILE: Mode = Mode::RUSR.union(Mode::WUSR);
 
+fn kind_of(kind: FileType) -> Kind {
+    match kind {
+        FileType::RegularFile => Kind::File,
+        FileType::Directory => Kind::Dir,
+        _ => Kind::Other,
+    }
+}
+
 impl Fs for Native {
     fn open_root(&self, path: &Path) -> io::Result<Dir> {
         let fd = rustix::fs::open(path, DIRECTORY, Mode::empty())?;
@@ -41,22 +49,22 @@ impl Fs for Native {
             if name == "." || name == ".." {
                 continue;
             }
-            let mut kind = entry.file_type();
-            if kind == FileType::Unknown {
-                kind = match rustix::fs::statat(&dir.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
-                    Ok(stat) => FileType::from_raw_mode(stat.st_mode),
-                    Err(rustix::io::Errno::NOENT) => continue,
-                    Err(error) => return Err(error.into()),
-                };
-            }
-            let kind = match kind {
-                FileType::RegularFile => Kind::File,
-                FileType::Directory => Kind::Dir,
-                _ => Kind::Other,
+            let kind = match entry.file_type() {
+                FileType::Unknown => self.kind(dir, name)?,
+                known => Some(kind_of(known)),
             };
+            let Some(kind) = kind else { continue };
             entries.push(Entry { name: name.to_owned(), kind, inode: entry.ino() });
         }
         Ok(entries)
+    }
+
+    fn kind(&self, dir: &Dir, name: &str) -> io::Result<Option<Kind>> {
+        match rustix::fs::statat(&dir.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => Ok(Some(kind_of(FileType::from_raw_mode(stat.st_mode)))),
+            Err(rustix::io::Errno::NOENT) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
     }
 
     fn create(&self, dir: &Dir, name: &str) -> io::Result<Box<dyn File>> {

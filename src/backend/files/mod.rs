@@ -361,10 +361,9 @@ impl Opened {
     fn delete(&mut self, collection: &str, member: &str) -> Result<()> {
         let (dir_name, file) = (name::file_name(collection), name::file_name(member));
         let Some(dir) = self.existing_dir(&dir_name)? else { return Ok(()) };
-        match self.fs.unlink(&dir, &file) {
-            Ok(()) => _ = self.unsynced.insert(dir_name, dir),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(Error::io("unlink", dir.join(&file), error)),
+        if self.is_ours(&dir, &file)? == Some(true) {
+            self.fs.unlink(&dir, &file).map_err(|error| Error::io("unlink", dir.join(&file), error))?;
+            self.unsynced.insert(dir_name, dir);
         }
         Ok(())
     }
@@ -466,9 +465,19 @@ impl Opened {
         }
     }
 
+    /// Whether what stands under the name is a file. What is not is foreign, and stays.
+    fn is_ours(&self, dir: &Dir, file: &str) -> Result<Option<bool>> {
+        let kind = self.fs.kind(dir, file).map_err(|error| Error::io("look at", dir.join(file), error))?;
+        Ok(kind.map(|kind| kind == Kind::File))
+    }
+
     fn put_in_place(&mut self, temporary: &str, collection: &str, member: &str) -> Result<()> {
         let (dir_name, file) = (name::file_name(collection), name::file_name(member));
         let dir = self.dir(&dir_name)?;
+        if self.is_ours(&dir, &file)? == Some(false) {
+            let foreign = io::Error::new(io::ErrorKind::AlreadyExists, "it is no file, and not larder's to replace");
+            return Err(Error::io("replace", dir.join(&file), foreign));
+        }
         let renamed = self.fs.rename(&self.tmp, temporary, &dir, &file);
         renamed.map_err(|error| Error::io("replace", dir.join(&file), error))?;
         self.unsynced.entry(dir_name).or_insert(dir);
