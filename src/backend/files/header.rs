@@ -4,9 +4,9 @@
 //! larder 1 codec=json version=42 deadline=none key="artist/daft_punk" length=19 crc32=1b2c3d4e
 //! ```
 //!
-//! `docs/format.md` has it byte by byte. The line has one spelling only: what is parsed is written again and compared.
+//! `docs/format.md` has it byte by byte. The line has one spelling only, and no other is read.
 
-use std::fmt::Write;
+use std::borrow::Cow;
 
 use crate::codec;
 use crate::key;
@@ -18,28 +18,39 @@ pub(super) const FORMAT: u64 = 1;
 /// No header is longer: a key of 1,280 bytes is at most 7,680 when each of them is escaped.
 pub(super) const MAX_HEADER: usize = 8192;
 
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Header {
-    pub(super) collection: String,
-    pub(super) member: String,
+#[derive(Debug)]
+pub(super) struct Header<'a> {
+    key: Cow<'a, str>,
+    /// Where the key's slash is.
+    slash: usize,
     pub(super) version: u64,
-    pub(super) codec: String,
+    pub(super) codec: &'a str,
     pub(super) length: usize,
     checksum: u32,
 }
 
+impl Header<'_> {
+    pub(super) fn collection(&self) -> &str {
+        &self.key[..self.slash]
+    }
+
+    pub(super) fn member(&self) -> &str {
+        &self.key[self.slash + 1..]
+    }
+}
+
 const CHECKSUM: &str = " crc32=";
 
-/// The line up to the checksum, which covers it.
-fn unsummed(collection: &str, member: &str, version: u64, codec: &str, length: usize) -> String {
-    // A string always has a JSON form; Display of serde_json's Value cannot fail.
-    let key = serde_json::Value::String(key::join(collection, member));
-    format!("larder {FORMAT} codec={codec} version={version} deadline=none key={key} length={length}")
+/// A key as it stands in the header: a JSON string. (RFC 8259)
+fn quoted(key: &str) -> String {
+    // Display of a string cannot fail.
+    serde_json::Value::from(key).to_string()
 }
 
 /// Appends the whole file to `out`.
 pub(super) fn encode(out: &mut Vec<u8>, collection: &str, member: &str, version: u64, codec: &str, value: &[u8]) {
-    let start = unsummed(collection, member, version, codec, value.len());
+    let (key, length) = (quoted(&key::join(collection, member)), value.len());
+    let start = format!("larder {FORMAT} codec={codec} version={version} deadline=none key={key} length={length}");
     let checksum = sum(start.as_bytes(), value);
     out.reserve(start.len() + 16 + value.len());
     out.extend_from_slice(start.as_bytes());
@@ -60,7 +71,7 @@ fn sum(start: &[u8], value: &[u8]) -> u32 {
 /// # Errors
 ///
 /// The reason, in words, why this is not a member's file, whole and undamaged.
-pub(super) fn decode(file: &[u8]) -> Result<(Header, &[u8]), String> {
+pub(super) fn decode(file: &[u8]) -> Result<(Header<'_>, &[u8]), String> {
     let (header, line) = parse(&file[..file.len().min(MAX_HEADER)])?;
     let value = &file[line..];
     if value.len() != header.length {
@@ -75,7 +86,7 @@ pub(super) fn decode(file: &[u8]) -> Result<(Header, &[u8]), String> {
 }
 
 /// Reads a header from a file's first bytes, and says where the value begins. The checksum is not looked at.
-pub(super) fn parse(start: &[u8]) -> Result<(Header, usize), String> {
+pub(super) fn parse(start: &[u8]) -> Result<(Header<'_>, usize), String> {
     if start.is_empty() {
         return Err("it is empty".into());
     }
@@ -88,12 +99,10 @@ pub(super) fn parse(start: &[u8]) -> Result<(Header, usize), String> {
     let line = std::str::from_utf8(&start[..end]).map_err(|_| "its first line is not UTF-8")?;
     let rest = line.strip_prefix("larder ").ok_or("it does not begin with \"larder\"")?;
     let (format, rest) = rest.split_once(' ').ok_or("its header is cut short")?;
-    match format.parse::<u64>() {
-        Ok(FORMAT) => {}
-        Ok(format) if format > FORMAT => {
-            return Err(format!("its format is {format}, and this version of larder reads up to {FORMAT}"));
-        }
-        _ => return Err(format!("its format is {format:?}, which never was")),
+    match number(format, "format")? {
+        FORMAT => {}
+        0 => return Err("its format is 0, which never was".into()),
+        newer => return Err(format!("its format is {newer}, and this version of larder reads up to {FORMAT}")),
     }
     let mut rest = rest;
     let codec = field(&mut rest, "codec=")?;
@@ -103,14 +112,12 @@ pub(super) fn parse(start: &[u8]) -> Result<(Header, usize), String> {
         return Err(format!("its deadline is {deadline:?}, and only \"none\" is known"));
     }
     let quoted = rest.strip_prefix("key=").ok_or("its header has no key")?;
-    let mut stream = serde_json::Deserializer::from_str(quoted).into_iter::<String>();
-    let Some(Ok(key)) = stream.next() else {
-        return Err("its key is not a JSON string".into());
-    };
-    rest =
-        quoted.get(stream.byte_offset()..).and_then(|rest| rest.strip_prefix(' ')).ok_or("its header is cut short")?;
+    let (key, mut rest) = unquote(quoted).ok_or("its key is not a JSON string, spelled as larder spells it")?;
     let length = number(field(&mut rest, "length=")?, "length")?;
     let digits = rest.strip_prefix("crc32=").ok_or("its header has no checksum")?;
+    if digits.len() != 8 || !digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+        return Err(format!("its checksum {digits:?} is not eight hexadecimal digits"));
+    }
     let checksum = u32::from_str_radix(digits, 16).map_err(|_| "its checksum is not a number")?;
     if !codec::is_codec_name(codec) {
         return Err(format!("its codec {codec:?} is no name of a codec"));
@@ -119,16 +126,25 @@ pub(super) fn parse(start: &[u8]) -> Result<(Header, usize), String> {
         return Err(format!("its version {version} is above {MAX_VERSION}"));
     }
     let length = usize::try_from(length).map_err(|_| "its length is not of this world")?;
-    let (collection, member) = key::split(&key).map_err(|error| error.to_string())?;
+    let slash = key::split(&key).map_err(|error| error.to_string())?.0.len();
+    Ok((Header { key, slash, version, codec, length, checksum }, end + 1))
+}
 
-    let mut again = unsummed(collection, member, version, codec, length);
-    let _ = write!(again, "{CHECKSUM}{checksum:08x}");
-    if again != line {
-        return Err("its header is not spelled the way larder spells it".into());
+/// Reads the JSON string at the beginning of `text`, and the space after it. Returns the rest. A string that is spelled
+/// in any other way than `quoted` spells it is none.
+fn unquote(text: &str) -> Option<(Cow<'_, str>, &str)> {
+    let inner = text.strip_prefix('"')?;
+    let plain = inner.find(['"', '\\'])?;
+    if inner.as_bytes()[plain] == b'"' && inner.bytes().take(plain).all(|b| b >= b' ') {
+        return Some((Cow::Borrowed(&inner[..plain]), inner[plain + 1..].strip_prefix(' ')?));
     }
-    let (collection, member) = (collection.to_owned(), member.to_owned());
-    let header = Header { collection, member, version, codec: codec.to_owned(), length, checksum };
-    Ok((header, end + 1))
+    let mut stream = serde_json::Deserializer::from_str(text).into_iter::<String>();
+    let key = stream.next()?.ok()?;
+    let (spelled, rest) = text.split_at_checked(stream.byte_offset())?;
+    if spelled != quoted(&key) {
+        return None;
+    }
+    Some((Cow::Owned(key), rest.strip_prefix(' ')?))
 }
 
 fn field<'a>(rest: &mut &'a str, name: &str) -> Result<&'a str, String> {
@@ -138,8 +154,11 @@ fn field<'a>(rest: &mut &'a str, name: &str) -> Result<&'a str, String> {
     Ok(value)
 }
 
+/// Decimal, without a sign and without leading zeros.
 fn number(digits: &str, what: &str) -> Result<u64, String> {
-    digits.parse().map_err(|_| format!("its {what} {digits:?} is not a number"))
+    let plain = digits.bytes().all(|b| b.is_ascii_digit()) && (digits == "0" || !digits.starts_with('0'));
+    let number = digits.parse().ok().filter(|_| plain);
+    number.ok_or_else(|| format!("its {what} {digits:?} is not a number"))
 }
 
 #[cfg(test)]
@@ -171,8 +190,8 @@ mod tests {
             for value in [&b""[..], b"\n", b"\0\xff", &[b'x'; 10_000]] {
                 let file = sample(member, value);
                 let (header, found) = decode(&file).unwrap();
-                assert_eq!((&*header.collection, &*header.member, header.version), ("artist", member, 42));
-                assert_eq!((&*header.codec, found), ("json", value));
+                assert_eq!((header.collection(), header.member(), header.version), ("artist", member, 42));
+                assert_eq!((header.codec, found), ("json", value));
             }
         }
         let longest = "\u{1}".repeat(key::MAX_MEMBER);
@@ -192,7 +211,43 @@ mod tests {
                 assert!(decode(&damaged).is_err(), "byte {at} ^ {flip:#x}");
             }
         }
+        for escaped in ["q\"uote", "line\nfeed", "\u{1}", "plain"] {
+            let file = sample(escaped, b"v");
+            for at in 0..file.len() {
+                let mut damaged = file.clone();
+                damaged[at] ^= 1;
+                assert!(decode(&damaged).is_err(), "{escaped:?}: byte {at}");
+            }
+        }
         assert!(decode(&[&file[..], b"x"].concat()).is_err(), "a byte too many");
         assert!(decode(&vec![0; file.len()]).is_err(), "zeros of the same length");
+    }
+
+    #[test]
+    fn a_header_has_one_spelling_only() {
+        let text = String::from_utf8(sample("a b", b"v")).unwrap();
+        for (right, wrong) in [
+            ("version=42", "version=+42"),
+            ("version=42", "version=042"),
+            ("version=42", "version=42 "),
+            ("length=1", "length=01"),
+            ("artist/a b", "artist\\/a b"),
+            ("artist/a b", "artist/a\\u0020b"),
+            ("artist/a b", "artist/a\tb"),
+            ("larder 1", "larder 01"),
+            ("larder 1", "larder  1"),
+            ("codec=json", "codec=JSON"),
+            ("deadline=none", "deadline=0"),
+        ] {
+            let respelled = text.replace(right, wrong);
+            assert_ne!(respelled, text);
+            assert!(parse(respelled.as_bytes()).is_err(), "{wrong}");
+        }
+        let (start, rest) = text.split_once("crc32=").unwrap();
+        let (_, value) = rest.split_once('\n').unwrap();
+        for (digits, right) in [("0a1b2c3d", true), ("0A1B2C3D", false), ("+1234567", false), ("1234567", false)] {
+            let respelled = format!("{start}crc32={digits}\n{value}");
+            assert_eq!(parse(respelled.as_bytes()).is_ok(), right, "{digits}");
+        }
     }
 }

@@ -111,11 +111,11 @@ fn member(file: &[u8], dir: &str, file_name: &str, loader: &Loader<'_>) -> Resul
         Ok(decoded) => decoded,
         Err(reason) => return Ok(Err(reason)),
     };
-    if name::file_name(&header.collection) != dir || name::file_name(&header.member) != file_name {
-        let key = crate::key::join(&header.collection, &header.member);
+    if !name::is_name_of(dir, header.collection()) || !name::is_name_of(file_name, header.member()) {
+        let key = crate::key::join(header.collection(), header.member());
         return Ok(Err(format!("it is the file of another key, {key:?}")));
     }
-    match loader.put(&header.collection, &header.member, header.version, &header.codec, value) {
+    match loader.put(header.collection(), header.member(), header.version, header.codec, value) {
         Ok(()) => Ok(Ok(header.version)),
         Err(error @ (Error::InvalidKey { .. } | Error::TooLarge { .. })) => Ok(Err(error.to_string())),
         Err(error) => Err(error),

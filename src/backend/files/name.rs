@@ -39,6 +39,11 @@ pub(super) fn file_name(name: &str) -> String {
     encoded
 }
 
+/// Whether `file` is the name that `file_name` gives to `name`.
+pub(super) fn is_name_of(file: &str, name: &str) -> bool {
+    if file == name { is_portable(name) } else { file.contains('~') && file_name(name) == file }
+}
+
 const HEX: &[u8; 16] = b"0123456789abcdef";
 
 /// Whether `file_name` gives this name to something.
