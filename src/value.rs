@@ -309,3 +309,53 @@ impl PartialEq<Member> for &str {
         **self == **other
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn a_value_is_made_of_anything_that_is_bytes() {
+        let bytes = b"epic".to_vec();
+        let values = [
+            Value::from("epic"),
+            Value::from(&b"epic"[..]),
+            Value::from(b"epic"),
+            Value::from(*b"epic"),
+            Value::from(String::from("epic")),
+            Value::from(&String::from("epic")),
+            Value::from(bytes.clone()),
+            Value::from(&bytes),
+            Value::from(bytes.clone().into_boxed_slice()),
+            Value::from(Cow::from("epic")),
+            Value::from(&Value::from("epic")),
+        ];
+        assert!(values.iter().all(|value| *value == bytes && *value == "epic" && value == b"epic"));
+        assert_eq!(values.iter().collect::<HashSet<_>>().len(), 1);
+        assert_eq!((format!("{:?}", values[0]), values[0].to_str()), ("b\"epic\"".to_owned(), Ok("epic")));
+        assert!(Value::default().is_empty() && Value::from("a") < Value::from("b"));
+        assert!(Value::from([0xff]).to_str().is_err());
+        assert_eq!(Vec::from(values[0].clone()), bytes);
+    }
+
+    #[cfg(feature = "bytes")]
+    #[test]
+    fn a_value_becomes_bytes_without_a_copy() {
+        let value = Value::from("epic");
+        let bytes = bytes::Bytes::from(value.clone());
+        assert_eq!((&bytes[..], bytes.as_ptr()), (&value[..], value.as_ptr()));
+        assert_eq!(Value::from(bytes.slice(1..3)), "pi");
+    }
+
+    #[test]
+    fn a_member_is_text_of_any_length() {
+        for name in ["", "daft_punk", &"x".repeat(23), &"x".repeat(24), "björk"] {
+            let member = Member::from(name);
+            assert_eq!((member.as_str(), String::from(member.clone()).as_str()), (name, name));
+            assert!(member == *name && member == Member::from(name.to_owned()));
+        }
+        assert_eq!(format!("{:>5}|{:?}", Member::from("a"), Member::from("b")), "    a|\"b\"");
+    }
+}
