@@ -156,7 +156,7 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Collection<T> {
                 };
                 let (reply, answer) = bounded(1);
                 handle.core.ask(engine, "quarantine", Msg::Quarantine(Box::new(exhibit), reply), &answer)?;
-                let lane = handle.core.lane(engine, shelves.id);
+                let lane = handle.core.lane(engine, shelves);
                 let only = Some(found.stamp.version());
                 let concern = || Concern::Member { collection: shelves.id, member: found.member.clone() };
                 handle.core.write(engine, concern, || {
@@ -298,7 +298,7 @@ impl<T: Send + Sync + 'static> Collection<T> {
     ) -> Result<R> {
         let core = &self.handle.core;
         let Some(engine) = core.engine() else { return Err(Error::NotLoaded { path: self.handle.path() }) };
-        let lane = core.lane(engine, self.shelves.id);
+        let lane = core.lane(engine, &self.shelves);
         core.write(engine, concern, || f(&lane))
     }
 }

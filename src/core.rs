@@ -168,7 +168,7 @@ impl Engine {
 pub(crate) struct Lane<'a> {
     core: &'a Core,
     engine: &'a Engine,
-    collection: u32,
+    shelves: &'a Shelves,
 }
 
 impl Ledger for Lane<'_> {
@@ -208,11 +208,13 @@ impl Ledger for Lane<'_> {
     #[inline]
     fn dirty(&self, member: &Member) {
         // Fails only when the janitor is dead, which every write finds out before it comes here or after.
-        self.engine.send(Msg::Key { collection: self.collection, member: member.clone() });
+        self.engine.send(Msg::Key { collection: self.shelves.id, member: member.clone() });
     }
 
     fn cleared(&self, version: u64) {
-        self.engine.send(Msg::Clear { collection: self.collection, version });
+        if self.shelves.clear.swap(version, Ordering::AcqRel) == 0 {
+            self.engine.send(Msg::Clear { collection: self.shelves.id });
+        }
     }
 }
 
@@ -269,8 +271,8 @@ impl Core {
     // ---- writes ----
 
     #[inline]
-    pub(crate) fn lane<'a>(&'a self, engine: &'a Engine, collection: u32) -> Lane<'a> {
-        Lane { core: self, engine, collection }
+    pub(crate) fn lane<'a>(&'a self, engine: &'a Engine, shelves: &'a Shelves) -> Lane<'a> {
+        Lane { core: self, engine, shelves }
     }
 
     /// Does a write: again when the collection's members have moved, and after waiting when the bytes not yet durable

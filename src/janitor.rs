@@ -41,8 +41,8 @@ const CHECKPOINT: Duration = Duration::from_secs(5);
 pub(crate) enum Msg {
     /// The member was clean and is dirty.
     Key { collection: u32, member: Member },
-    /// The collection was cleared at this version.
-    Clear { collection: u32, version: u64 },
+    /// The collection was cleared. At which version, it says itself.
+    Clear { collection: u32 },
     /// Answer when what was sent before this is durable, as far as it concerns whoever asks.
     Flush(Concern, Sender<Result<()>>),
     /// Put a copy of a value aside.
@@ -233,7 +233,6 @@ type KeyId = (u32, Member);
 
 /// A change that the backend has applied and not yet synced.
 struct Applied {
-    key: KeyId,
     version: u64,
     deleted: bool,
     charge: usize,
@@ -253,7 +252,7 @@ pub(crate) fn run(core: Arc<Core>, backend: Box<dyn Backend>, inbox: Receiver<Ms
         fresh: Vec::new(),
         pending: HashMap::new(),
         clears: HashMap::new(),
-        applied: Vec::new(),
+        applied: HashMap::new(),
         applied_clears: HashMap::new(),
         applied_since: None,
         unencodable: HashSet::new(),
@@ -286,7 +285,7 @@ struct Janitor {
     /// bytes not yet durable beyond what its slot counts.
     pending: HashMap<KeyId, usize>,
     clears: HashMap<u32, u64>,
-    applied: Vec<Applied>,
+    applied: HashMap<KeyId, Applied>,
     applied_clears: HashMap<u32, u64>,
     /// When the first of them was applied.
     applied_since: Option<Instant>,
@@ -314,7 +313,7 @@ impl Janitor {
                 self.show();
                 continue;
             }
-            let stored_before = self.stored;
+            let (round, stored_before) = (Instant::now(), self.stored);
             let mut outcome = Ok(());
             loop {
                 if let Err(error) = self.store() {
@@ -332,6 +331,10 @@ impl Janitor {
             self.settle(&outcome);
             // Before the answers: whoever hears that all is durable also sees it.
             self.show();
+            if outcome.is_ok() && self.applied.is_empty() && self.link.in_hand() > 0 {
+                // Written again during this round, or what does not encode.
+                self.link.status.lock().oldest = Some(round);
+            }
             self.answer_flushes(&outcome);
             if let Some(closing) = self.close.take()
                 && self.end(outcome, self.stored - stored_before, &closing)
@@ -428,8 +431,12 @@ impl Janitor {
 
     fn take_in(&mut self, message: Msg) {
         match message {
-            Msg::Key { collection, member } => self.fresh.push((collection, member)),
-            Msg::Clear { collection, version } => {
+            Msg::Key { collection, member } => {
+                self.link.in_hand.fetch_add(1, Ordering::Relaxed);
+                self.fresh.push((collection, member));
+            }
+            Msg::Clear { collection } => {
+                let version = self.engine().registry.by_id(collection).clear.swap(0, Ordering::AcqRel);
                 let clear = self.clears.entry(collection).or_insert(version);
                 *clear = version.max(*clear);
             }
@@ -583,7 +590,11 @@ impl Janitor {
                 self.pending.insert(key, charge);
             } else {
                 let deleted = matches!(load.payload, Payload::Gone);
-                self.applied.push(Applied { key, version: load.version, deleted, charge });
+                let applied = Applied { version: load.version, deleted, charge };
+                if let Some(older) = self.applied.insert(key, applied) {
+                    // What it replaced is at risk no more.
+                    engine.adjust_unsaved(-(older.charge as isize));
+                }
             }
         }
         if !self.applied.is_empty() || !self.applied_clears.is_empty() {
@@ -636,18 +647,18 @@ impl Janitor {
                 let clear = self.clears.entry(id).or_insert(version);
                 *clear = version.max(*clear);
             }
-            for done in applied {
-                *self.pending.entry(done.key).or_insert(0) += done.charge;
+            for (key, done) in applied {
+                *self.pending.entry(key).or_insert(0) += done.charge;
             }
             return Err(error);
         }
         let mut freed = 0;
         self.stored += applied.len() + clears.len();
-        for done in &applied {
+        for (key, done) in &applied {
             freed += done.charge;
             if done.deleted {
-                let shelves = engine.registry.by_id(done.key.0);
-                shelves.settled(|shelf| shelf.bury(&done.key.1, done.version));
+                let shelves = engine.registry.by_id(key.0);
+                shelves.settled(|shelf| shelf.bury(&key.1, done.version));
             }
         }
         engine.adjust_unsaved(-(freed as isize));

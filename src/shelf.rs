@@ -16,6 +16,7 @@ use crate::error::{Error, Result};
 use crate::key;
 use crate::map::{Found, Ledger, Named, Refused, Stamp, Stored, Table};
 use crate::sync::NameHasher;
+use crate::sync::atomic::AtomicU64;
 use crate::value::{Member, Value};
 
 /// Why a shelf would not do something.
@@ -268,12 +269,15 @@ pub(crate) struct Shelves {
     pub(crate) id: u32,
     pub(crate) raw: Shelf<Value>,
     pub(crate) typed: OnceLock<Arc<dyn AnyShelf>>,
+    /// The version of the last clear that the janitor has not come to; 0 for none. Written with all shards locked, and
+    /// taken by the janitor, which is told when it stops being 0: so a clear, too, waits once.
+    pub(crate) clear: AtomicU64,
 }
 
 impl Shelves {
     pub(crate) fn new(name: &str, id: u32, hasher: NameHasher) -> Self {
         let raw = Shelf { table: Table::new(hasher), form: Form::raw() };
-        Shelves { name: name.into(), id, raw, typed: OnceLock::new() }
+        Shelves { name: name.into(), id, raw, typed: OnceLock::new(), clear: AtomicU64::new(0) }
     }
 
     /// The shelf that holds the members now.

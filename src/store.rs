@@ -153,13 +153,15 @@ impl Store {
     pub fn stats(&self) -> Stats {
         let Some(engine) = self.handle.core.engine() else { return Stats::default() };
         let (members, collections, bytes) = engine.tally();
+        let unsaved_bytes = engine.unsaved();
         Stats {
             members,
             collections,
             bytes,
-            dirty: engine.waiting() + engine.link.in_hand(),
+            // A key that is on its way from the channel to the janitor's hand is in neither.
+            dirty: (engine.waiting() + engine.link.in_hand()).max(usize::from(unsaved_bytes > 0)),
             oldest_dirty: engine.link.oldest(),
-            unsaved_bytes: engine.unsaved(),
+            unsaved_bytes,
             journal_bytes: 0,
         }
     }
@@ -220,7 +222,7 @@ impl Store {
         let engine = core.open()?;
         core.check_size(collection, member, value.len())?;
         let shelves = engine.shelves(collection);
-        let lane = core.lane(engine, shelves.id);
+        let lane = core.lane(engine, shelves);
         let mut value = Some(value);
         let concern = || Concern::Member { collection: shelves.id, member: Member::from(member) };
         core.write(engine, concern, || match (shelves.typed.get(), &value) {
@@ -240,7 +242,7 @@ impl Store {
         let core = &self.handle.core;
         let engine = core.open()?;
         let Some(shelves) = engine.registry.get(collection) else { return Ok(None) };
-        let lane = core.lane(engine, shelves.id);
+        let lane = core.lane(engine, shelves);
         let concern = || Concern::Member { collection: shelves.id, member: Member::from(member) };
         core.write(engine, concern, || shelves.current().delete(collection, member, &lane))
     }
@@ -273,7 +275,7 @@ impl Store {
         let core = &self.handle.core;
         let engine = core.open()?;
         let Some(shelves) = engine.registry.get(collection) else { return Ok(0) };
-        let lane = core.lane(engine, shelves.id);
+        let lane = core.lane(engine, shelves);
         core.write(engine, || Concern::Clear { collection: shelves.id }, || shelves.current().clear(&lane))
     }
 

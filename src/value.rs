@@ -335,7 +335,8 @@ mod tests {
         assert!(values.iter().all(|value| *value == bytes && *value == "epic" && value == b"epic"));
         assert_eq!(values.iter().collect::<HashSet<_>>().len(), 1);
         assert_eq!((format!("{:?}", values[0]), values[0].to_str()), ("b\"epic\"".to_owned(), Ok("epic")));
-        assert!(Value::default().is_empty() && Value::from("a") < Value::from("b"));
+        let (less, more) = (Value::from("a"), Value::from("b"));
+        assert!(Value::default().is_empty() && less < more);
         assert!(Value::from([0xff]).to_str().is_err());
         assert_eq!(Vec::from(values[0].clone()), bytes);
     }
@@ -354,7 +355,7 @@ mod tests {
         for name in ["", "daft_punk", &"x".repeat(23), &"x".repeat(24), "björk"] {
             let member = Member::from(name);
             assert_eq!((member.as_str(), String::from(member.clone()).as_str()), (name, name));
-            assert!(member == *name && member == Member::from(name.to_owned()));
+            assert_eq!((&member, member == *name), (&Member::from(name.to_owned()), true));
         }
         assert_eq!(format!("{:>5}|{:?}", Member::from("a"), Member::from("b")), "    a|\"b\"");
     }

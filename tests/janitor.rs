@@ -43,6 +43,14 @@ impl Gate {
         }
     }
 
+    /// Waits for another batch.
+    fn wait_until_after(&self, batches: usize) {
+        let mut state = self.state();
+        while state.batches == batches {
+            (state, _) = self.0.1.wait_timeout(state, Duration::from_millis(5)).unwrap();
+        }
+    }
+
     fn options(&self) -> Options {
         Store::options("gate").durability(Durability::Interval(Duration::ZERO)).backend(self.clone())
     }
@@ -124,6 +132,43 @@ fn a_key_waits_once_however_often_it_is_written() {
     assert_eq!(gate.state().members["c/hot"], b"999");
     assert_eq!(gate.state().changes, 2);
     assert_eq!((store.stats().dirty, store.stats().unsaved_bytes, store.stats().oldest_dirty), (0, 0, None));
+}
+
+#[test]
+fn the_backlog_is_bounded_by_the_keys_and_not_by_what_is_done_to_them() {
+    let gate = Gate::default();
+    let store = gate.open();
+    gate.hold(&store);
+    for round in 0..200 {
+        for member in 0..10 {
+            store.put(format!("c/{member}"), round.to_string()).unwrap();
+        }
+        store.delete("c/0").unwrap();
+        assert_eq!(store.delete_all("c").unwrap(), 9);
+    }
+    assert_eq!(store.stats().dirty, 1 + 10 + 1, "the key in hand, ten keys, one clear");
+    assert_eq!(store.stats().unsaved_bytes, "k".len() + 10, "the names of what is gone");
+    store.put("c/3", "last").unwrap();
+    assert_eq!(store.stats().dirty, 12);
+    gate.release();
+    store.flush().unwrap();
+    assert_eq!(gate.state().members.keys().collect::<Vec<_>>(), ["c/3", "held/k"]);
+    assert_eq!((store.stats().dirty, store.stats().unsaved_bytes), (0, 0));
+}
+
+#[test]
+fn a_key_that_is_applied_again_before_the_sync_counts_once() {
+    let gate = Gate::default();
+    let store = gate.options().durability(Durability::Buffered).open().unwrap();
+    for round in 0..20u8 {
+        let before = gate.state().batches;
+        store.put("c/hot", [round; 10]).unwrap();
+        gate.wait_until_after(before);
+    }
+    assert!(store.stats().dirty <= 2, "{:?}", store.stats());
+    assert!(store.stats().unsaved_bytes <= 2 * 13, "{:?}", store.stats());
+    store.flush().unwrap();
+    assert_eq!((store.stats().dirty, store.stats().unsaved_bytes), (0, 0));
 }
 
 #[test]
@@ -218,12 +263,8 @@ fn a_failing_backend_is_tried_again_without_being_asked() {
     gate.wait_until(|state| state.batches > 0);
     gate.change(|state| state.fail = false);
     let before = gate.state().batches;
-    // The backend's own lock is what is waited on: it is let go by the janitor's next try, which nobody asks for.
-    let mut state = gate.state();
-    while state.batches == before {
-        (state, _) = gate.0.1.wait_timeout(state, Duration::from_millis(5)).unwrap();
-    }
-    drop(state);
+    // The janitor's next try, which nobody asks for.
+    gate.wait_until_after(before);
     store.flush().unwrap();
     assert!(store.health().is_well());
 }
@@ -314,11 +355,7 @@ fn buffered_applies_at_once_and_syncs_with_flush() {
     let gate = Gate::default();
     let store = gate.options().durability(Durability::Buffered).open().unwrap();
     store.put("c/a", "1").unwrap();
-    let mut state = gate.state();
-    while state.members.is_empty() {
-        (state, _) = gate.0.1.wait_timeout(state, Duration::from_millis(5)).unwrap();
-    }
-    drop(state);
+    gate.wait_until_after(0);
     store.flush().unwrap();
     assert_eq!(store.stats().dirty, 0);
 }

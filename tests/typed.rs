@@ -129,6 +129,22 @@ fn the_codec_is_in_the_file_and_another_does_not_read_it() {
 }
 
 #[test]
+fn numbers_come_back_as_they_were() {
+    let (_dir, path) = temporary();
+    // One that a careless parser reads a little off, the extremes, and the integers that no float holds.
+    let numbers = vec![-10.783_333_333_333_333, f64::MIN_POSITIVE, f64::MAX, 5e-324, -0.0, 0.1 + 0.2];
+    let whole = (u64::MAX, i64::MIN, u128::MAX);
+    let store = Store::open(&path).unwrap();
+    store.collection("floats").unwrap().put("a", numbers.clone()).unwrap();
+    store.collection("whole").unwrap().put("a", whole).unwrap();
+    store.close().unwrap();
+    let store = Store::open(&path).unwrap();
+    let bits = |numbers: &[f64]| numbers.iter().map(|number| number.to_bits()).collect::<Vec<_>>();
+    assert_eq!(bits(&store.collection::<Vec<f64>>("floats").unwrap().get("a").unwrap()), bits(&numbers));
+    assert_eq!(*store.collection::<(u64, i64, u128)>("whole").unwrap().get("a").unwrap(), whole);
+}
+
+#[test]
 fn an_invalid_name_of_a_codec_is_refused() {
     struct Bad;
     impl Codec for Bad {

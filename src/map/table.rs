@@ -122,9 +122,8 @@ pub(crate) struct Taken<V> {
 /// What `clear` removed. The values are in here, for the caller to drop when no lock is held.
 pub(crate) struct Cleared<V> {
     pub(crate) members: usize,
-    /// What the removed slots counted among the bytes not yet durable.
-    pub(crate) charge: usize,
-    _slots: Vec<HashTable<Slot<V>>>,
+    _tables: Vec<HashTable<Slot<V>>>,
+    _values: Vec<V>,
 }
 
 /// Every shard of a table, locked.
@@ -385,24 +384,44 @@ impl<V: Stored> Table<V> {
     }
 
     /// Removes every member at one moment: a put that races it is wholly before or wholly after.
+    ///
+    /// A member whose key waits in the channel leaves a tombstone behind, so that a put after the clear does not send the
+    /// key a second time, and the backlog stays bounded.
     pub(crate) fn clear(&self, ledger: &(impl Ledger + ?Sized)) -> Result<Cleared<V>, Refused> {
         let mut all = self.lock_all();
         if self.moved.load(Ordering::Relaxed) {
             return Err(Refused::Moved);
         }
         ledger.check_open()?;
-        let mut cleared = Cleared { members: 0, charge: 0, _slots: Vec::new() };
+        let mut cleared = Cleared { members: 0, _tables: Vec::new(), _values: Vec::new() };
         if all.guards.iter().all(|inner| inner.live == 0) {
             return Ok(cleared);
         }
-        ledger.cleared(ledger.next_version());
+        let version = ledger.next_version();
+        ledger.cleared(version);
+        let mut freed = 0;
         for inner in &mut all.guards {
             cleared.members += inner.live as usize;
-            cleared.charge += inner.at_risk;
-            cleared._slots.push(std::mem::take(&mut inner.slots));
-            (inner.live, inner.bytes, inner.at_risk) = (0, 0, 0);
+            freed += inner.at_risk;
+            let slots = std::mem::take(&mut inner.slots);
+            if inner.at_risk == 0 {
+                cleared._tables.push(slots);
+            } else {
+                inner.at_risk = 0;
+                for slot in slots {
+                    cleared._values.extend(slot.value);
+                    if slot.stamp.dirty() {
+                        let tombstone = Slot { member: slot.member, value: None, stamp: Stamp::new(version, 0, true) };
+                        inner.at_risk += tombstone.at_risk();
+                        let hash = self.hash(&tombstone.member);
+                        inner.slots.insert_unique(hash, tombstone, |slot| self.hash(&slot.member));
+                    }
+                }
+                freed -= inner.at_risk;
+            }
+            (inner.live, inner.bytes) = (0, 0);
         }
-        ledger.charge(-(cleared.charge as isize))?;
+        ledger.charge(-(freed as isize))?;
         Ok(cleared)
     }
 
@@ -586,13 +605,14 @@ mod tests {
 
     /// A ledger that only counts.
     #[derive(Default)]
-    struct Counts(std::sync::atomic::AtomicU64);
+    struct Counts(std::sync::atomic::AtomicU64, std::sync::atomic::AtomicIsize);
 
     impl Ledger for Counts {
         fn check_open(&self) -> Result<(), Refused> {
             Ok(())
         }
-        fn charge(&self, _delta: isize) -> Result<(), Refused> {
+        fn charge(&self, delta: isize) -> Result<(), Refused> {
+            self.1.fetch_add(delta, std::sync::atomic::Ordering::Relaxed);
             Ok(())
         }
         fn next_version(&self) -> u64 {
@@ -686,7 +706,13 @@ mod tests {
         assert_eq!(sum(&table), all - 9);
         table.delete("8", None, &ledger).unwrap();
         assert_eq!(sum(&table), all - 9 - 8);
-        assert_eq!(table.clear(&ledger).unwrap().charge, all - 17);
-        assert_eq!(sum(&table), 0);
+        let before = ledger.1.load(std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(table.clear(&ledger).unwrap().members, 999);
+        // What was dirty waits still, as tombstones of the length of their names.
+        let names = all - 8 * 1000 - 1;
+        assert_eq!(sum(&table), names);
+        let freed = before - ledger.1.load(std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(freed, (all - 17 - names) as isize);
+        assert_eq!((table.tally().unwrap(), walk(&table).len()), ((0, 0), 0));
     }
 }
