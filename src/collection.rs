@@ -26,7 +26,8 @@ const ROUNDS: usize = 100;
 /// A collection of values of your own type. Made by [`Store::collection`](crate::Store::collection).
 ///
 /// A handle: cheap to clone, and to be shared between threads. Reads hand out an [`Arc`] of the value that is in the
-/// map, with no decoding and no copying; they answer from RAM even after the store is closed.
+/// map, with no decoding and no copying; they answer from RAM even after the store is closed. Once it is open as a type,
+/// a collection stays so until the store is closed, whether or not a handle is left.
 ///
 /// # Examples
 ///

@@ -9,10 +9,12 @@
 //!
 //! The rules, all of them:
 //!
-//! 1. **`load`** calls [`Loader::put`] once for each member, from as many threads as it likes, and returns the number
-//!    that the last `close` was given, or 0. The store takes the highest version it sees, so it does not matter if a
-//!    crash kept `close` from being called. What cannot be read is put aside, never thrown away, and reported with
-//!    [`Loader::quarantined`]. An error makes the whole load fail, and it may be tried again on the same backend.
+//! 1. **`load`** calls [`Loader::put`] once for each member, from as many threads as it likes, and returns the highest
+//!    number that it knows to be used up: what the last `close` was given, or the version of a later change, deletes
+//!    included. (The versions of the members themselves count anyway.) What cannot be read is put aside, never thrown
+//!    away, and reported with [`Loader::quarantined`]; so is a member that `Loader::put` refuses. An error makes the whole
+//!    load fail, and it may be tried again on the same backend. Where two processes could open the same place, it is
+//!    `load` that keeps the second out, with [`Error::Locked`].
 //! 2. **`apply`** takes a batch that holds at most one put or delete for each member, and at most one clear for each
 //!    collection. Clears come first. A clear removes the members of its collection whose version is *lower* than its
 //!    own. A delete of a member that is not there is not an error. A put or delete replaces whatever is there.
@@ -20,16 +22,18 @@
 //!    asked about order between members.
 //! 4. **Errors.** `apply` returns [`Rejected::all`] (or just `?`) when the batch failed, and [`Rejected::some`] when
 //!    certain changes did. What was rejected is offered again, later, with newer values if there are any; offering
-//!    the same change twice must do no harm.
+//!    the same change twice must do no harm. What was applied before, and not synced yet, is not offered again for it.
 //! 5. **`sync`** returns when everything applied before is durable. When it fails, everything applied since the last
 //!    success is offered again: never report success for what an earlier, failed sync lost.
-//! 6. Nothing that a backend does may call the store: it would wait for itself.
+//! 6. **The end.** `close` is called when all is synced; then, or without it when the store ends in trouble, the backend is
+//!    dropped, on the janitor's thread.
+//! 7. Nothing that a backend does may call the store: it would wait for itself.
 //!
 //! A panic in a backend is caught, and makes every later write an error.
 //!
 //! # Examples
 //!
-//! A backend that keeps everything in one JSON file (`examples/backend.rs` has it whole and commented):
+//! A backend that keeps everything in one JSON file. (`examples/backend.rs` has one that is of use: a log.)
 //!
 //! ```
 //! use std::collections::BTreeMap;
@@ -37,9 +41,17 @@
 //! use larder::backend::{Backend, Change, Loader, Rejected};
 //! use larder::{Error, Result, Store};
 //!
+//! #[derive(Default, serde::Serialize, serde::Deserialize)]
+//! struct Content {
+//!     /// The highest number used up.
+//!     counter: u64,
+//!     /// By key: version, codec, bytes.
+//!     members: BTreeMap<String, (u64, String, Vec<u8>)>,
+//! }
+//!
 //! struct OneFile {
 //!     path: PathBuf,
-//!     members: BTreeMap<String, (u64, String, Vec<u8>)>, // by key: version, codec, bytes
+//!     content: Content,
 //! }
 //!
 //! impl Backend for OneFile {
@@ -49,50 +61,54 @@
 //!             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(0),
 //!             Err(error) => return Err(Error::io("read", &self.path, error)),
 //!         };
-//!         self.members = serde_json::from_slice(&text).map_err(|error| Error::backend("parse the file", error))?;
-//!         for (key, (version, codec, bytes)) in &self.members {
+//!         self.content = serde_json::from_slice(&text).map_err(|error| Error::backend("parse the file", error))?;
+//!         for (key, (version, codec, bytes)) in &self.content.members {
 //!             let (collection, member) = key.split_once('/').unwrap_or((key, ""));
 //!             loader.put(collection, member, *version, codec, bytes)?;
 //!         }
-//!         Ok(0)
+//!         Ok(self.content.counter)
 //!     }
 //!
 //!     fn apply(&mut self, batch: &[Change<'_>]) -> Result<(), Rejected> {
+//!         let members = &mut self.content.members;
 //!         for change in batch {
 //!             match *change {
 //!                 Change::Put { collection, member, version, codec, value } => {
 //!                     let key = format!("{collection}/{member}");
-//!                     self.members.insert(key, (version, codec.to_owned(), value.to_vec()));
+//!                     members.insert(key, (version, codec.to_owned(), value.to_vec()));
 //!                 }
 //!                 Change::Delete { collection, member, .. } => {
-//!                     self.members.remove(&format!("{collection}/{member}"));
+//!                     members.remove(&format!("{collection}/{member}"));
 //!                 }
 //!                 Change::Clear { collection, version } => {
 //!                     let start = format!("{collection}/");
-//!                     self.members.retain(|key, value| !key.starts_with(&start) || value.0 >= version);
+//!                     members.retain(|key, value| !key.starts_with(&start) || value.0 >= version);
 //!                 }
 //!             }
+//!             self.content.counter = self.content.counter.max(change.version());
 //!         }
 //!         Ok(())
 //!     }
 //!
 //!     fn sync(&mut self) -> Result<()> {
-//!         let text = serde_json::to_vec(&self.members).map_err(|error| Error::backend("encode the file", error))?;
+//!         let text = serde_json::to_vec(&self.content).map_err(|error| Error::backend("encode the file", error))?;
 //!         let temporary = self.path.with_extension("new");
 //!         std::fs::write(&temporary, text).map_err(|error| Error::io("write", &temporary, error))?;
 //!         let file = std::fs::File::open(&temporary).map_err(|error| Error::io("open", &temporary, error))?;
 //!         file.sync_all().map_err(|error| Error::io("sync", &temporary, error))?;
 //!         std::fs::rename(&temporary, &self.path).map_err(|error| Error::io("replace", &self.path, error))
+//!         // One that must survive a power cut syncs the directory here, too.
 //!     }
 //!
-//!     fn close(&mut self, _counter: u64) -> Result<()> {
-//!         Ok(())
+//!     fn close(&mut self, counter: u64) -> Result<()> {
+//!         self.content.counter = counter;
+//!         self.sync()
 //!     }
 //! }
 //!
 //! # let dir = tempfile::tempdir().unwrap();
 //! # let path = dir.path().join("one.json");
-//! let backend = || OneFile { path: path.clone(), members: BTreeMap::new() };
+//! let backend = || OneFile { path: path.clone(), content: Content::default() };
 //! let store = Store::options(&path).backend(backend()).open()?;
 //! store.put("artist/daft_punk", "epic")?;
 //! store.close()?;
@@ -116,7 +132,7 @@ use crate::error::{Error, Result};
 ///
 /// The trait is unstable until a database has been built on it: a minor version may add to it.
 pub trait Backend: Send {
-    /// Gives `loader` everything that is stored, and returns the counter's high-water mark.
+    /// Gives `loader` everything that is stored, and returns the highest number that is known to be used up.
     ///
     /// # Errors
     ///
