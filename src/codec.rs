@@ -67,6 +67,9 @@ pub trait Codec: 'static {
 }
 
 /// JSON, the default for types: readable, and survives an added field that has a `#[serde(default)]`.
+///
+/// Every finite number comes back as it was. JSON has no NaN and no infinity: they are written as `null`, which does not
+/// decode as a number again. For values that may hold them take `Bincode`, or an `Option`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Json {}
 

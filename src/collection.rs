@@ -1,11 +1,13 @@
 //! [`Collection`]: the typed face. Values live in RAM as `T`, and the janitor does the encoding.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::backend::Quarantined;
 use crate::codec::{Codec, CodecError, RAW};
 use crate::core::{Engine, Lane};
 use crate::error::{Error, Result};
@@ -146,29 +148,11 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Collection<T> {
         mut failed: Vec<(Found<Value>, CodecError)>,
     ) -> Result<()> {
         if handle.core.knobs.quarantine_undecodable && engine.persists() {
-            for (found, error) in failed {
-                let exhibit = Exhibit {
-                    collection: shelves.name().to_owned(),
-                    member: found.member.clone(),
-                    version: found.stamp.version(),
-                    codec: engine.codec_name(found.stamp.codec()),
-                    value: found.value,
-                    reason: format!("it does not decode: {error}"),
-                };
-                let (reply, answer) = bounded(1);
-                handle.core.ask(engine, "quarantine", Msg::Quarantine(Box::new(exhibit), reply), &answer)?;
-                let lane = handle.core.lane(engine, shelves);
-                let only = Some(found.stamp.version());
-                let concern = || Concern::Member { collection: shelves.id, member: found.member.clone() };
-                handle.core.write(engine, concern, || {
-                    match shelves.raw.table.delete(&found.member, only, &lane) {
-                        // Somebody has opened it meanwhile, so it did decode by then.
-                        Err(Refused::Moved) => Ok(None),
-                        deleted => Ok(deleted?),
-                    }
-                })?;
+            match Self::put_aside(handle, engine, shelves, &failed) {
+                // A backend that has no quarantine.
+                Err(Error::Backend { .. }) => {}
+                done => return done,
             }
-            return Ok(());
         }
         failed.sort_by(|(a, _), (b, _)| a.member.cmp(&b.member));
         let members = failed.iter().map(|(found, error)| (found.member.clone(), error.to_string())).collect();
@@ -180,6 +164,38 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Collection<T> {
             members,
             source: Arc::from(first),
         })
+    }
+
+    fn put_aside(
+        handle: &Handle,
+        engine: &Engine,
+        shelves: &Shelves,
+        failed: &[(Found<Value>, CodecError)],
+    ) -> Result<()> {
+        for (found, error) in failed {
+            let (member, version) = (&found.member, found.stamp.version());
+            let exhibit = Exhibit {
+                collection: shelves.name().to_owned(),
+                member: member.clone(),
+                version,
+                codec: engine.codec_name(found.stamp.codec()),
+                value: found.value.clone(),
+                reason: format!("it does not decode: {error}"),
+            };
+            let (path, reason) = (PathBuf::from(key::join(shelves.name(), member)), exhibit.reason.clone());
+            let (reply, answer) = bounded(1);
+            let question = Msg::Quarantine(Box::new(exhibit), reply);
+            let moved_to = handle.core.ask(engine, "quarantine", question, &answer)?;
+            engine.add_quarantined(Quarantined { path, reason, moved_to });
+            let lane = handle.core.lane(engine, shelves);
+            let concern = || Concern::Member { collection: shelves.id, member: member.clone() };
+            handle.core.write(engine, concern, || match shelves.raw.table.delete(member, Some(version), &lane) {
+                // Somebody has opened it meanwhile, so it did decode by then.
+                Err(Refused::Moved) => Ok(None),
+                deleted => Ok(deleted?),
+            })?;
+        }
+        Ok(())
     }
 }
 

@@ -52,7 +52,7 @@ pub(crate) struct Engine {
     /// `None` when nothing is behind the map.
     outbox: Option<Sender<Msg>>,
     pub(crate) link: Arc<Link>,
-    report: LoadReport,
+    report: Mutex<LoadReport>,
 }
 
 /// On a cache line of its own.
@@ -99,7 +99,7 @@ impl Engine {
             unsaved: Apart(AtomicUsize::new(0)),
             outbox,
             link,
-            report: LoadReport::default(),
+            report: Mutex::new(LoadReport::default()),
         }
     }
 
@@ -111,6 +111,11 @@ impl Engine {
 
     pub(crate) fn hasher(&self) -> NameHasher {
         self.hasher.clone()
+    }
+
+    /// Something was put aside after the load.
+    pub(crate) fn add_quarantined(&self, what: Quarantined) {
+        self.report.lock().quarantined.push(what);
     }
 
     pub(crate) fn codec_id(&self, name: &str) -> Result<u8> {
@@ -252,7 +257,7 @@ impl Core {
     }
 
     pub(crate) fn report(&self) -> LoadReport {
-        self.engine.get().map(|engine| engine.report.clone()).unwrap_or_default()
+        self.engine.get().map(|engine| engine.report.lock().clone()).unwrap_or_default()
     }
 
     // ---- load ----
@@ -462,14 +467,20 @@ impl Core {
         if !engine.persists() || self.life.load(Ordering::Acquire) != life::OPEN {
             return;
         }
-        if !engine.link.on_janitor_thread() && self.close().is_ok() {
+        let own_thread = engine.link.on_janitor_thread();
+        let closed = if own_thread { Err(Error::Reentrant { action: "close" }) } else { self.close().map(drop) };
+        if closed.is_ok() {
             return;
         }
         self.life.store(life::CLOSED, Ordering::Release);
         engine.registry.all().iter().for_each(|shelves| shelves.barrier());
-        engine.send(Msg::Stop);
+        let (reply, answer) = bounded(1);
+        engine.send(Msg::Stop(reply));
         engine.link.hurry();
-        // Dropping its handle lets the thread go on alone: it may be inside a call that never returns.
+        // One that hangs, or on whose thread this is, is not waited for. Dropping its handle lets the thread end alone.
+        if !own_thread && !matches!(closed, Err(Error::Degraded { .. })) {
+            self.wait_for_answer(engine, &answer);
+        }
         drop(self.janitor.lock().take());
     }
 }
@@ -522,7 +533,7 @@ impl Loading<'_> {
         let (outbox, inbox) = crate::sync::unbounded();
         let (link, urgent) = Link::new();
         let link = Arc::new(link);
-        let mut engine = Engine::new(backend.persists().then_some(outbox), link);
+        let engine = Engine::new(backend.persists().then_some(outbox), link);
 
         let intake = Intake {
             engine: &engine,
@@ -533,12 +544,15 @@ impl Loading<'_> {
         let Intake { quarantined, on_progress, .. } = intake;
         *core.on_progress.lock() = std::mem::take(&mut *on_progress.lock());
         let quarantined = std::mem::take(&mut *quarantined.lock());
-        let counter = loaded?.min(MAX_VERSION);
+        let counter = loaded?;
+        if counter > MAX_VERSION {
+            return Err(Error::backend("load", format!("its counter {counter} is above 2^53 - 1")));
+        }
 
         engine.version.0.fetch_max(counter, Ordering::Relaxed);
         let (members, collections, _) = engine.tally();
         let report = LoadReport { members, collections, replayed: 0, quarantined, elapsed: started.elapsed() };
-        engine.report = report.clone();
+        *engine.report.lock() = report.clone();
 
         if engine.persists() {
             let (start, starting) = bounded(1);
@@ -580,7 +594,7 @@ impl Sink for Intake<'_> {
         key::check_member(collection, member)?;
         if version > MAX_VERSION {
             let key = key::join(collection, member);
-            return Err(Error::InvalidKey { key, rule: "a version is at most 2^54 - 1" });
+            return Err(Error::InvalidKey { key, rule: "a version is at most 2^53 - 1" });
         }
         if value.len() > MAX_VALUE {
             let key = key::join(collection, member);

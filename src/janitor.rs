@@ -51,8 +51,8 @@ pub(crate) enum Msg {
     Close(Closing),
     /// Writers wait for room: look, and sync.
     Nudge,
-    /// Store what can be stored, and end.
-    Stop,
+    /// Store what can be stored, and end. Answers when the backend is gone.
+    Stop(Sender<Result<()>>),
 }
 
 /// What somebody waits for.
@@ -123,6 +123,8 @@ struct Status {
     unencodable: BTreeMap<String, (SystemTime, Error)>,
     /// When the oldest key that is not durable was received.
     oldest: Option<Instant>,
+    /// When the call that the backend is in began.
+    called: Option<(SystemTime, Instant)>,
 }
 
 impl Link {
@@ -166,10 +168,16 @@ impl Link {
         self.status.lock().failure.as_ref().map(|(_, error)| error.clone())
     }
 
-    pub(crate) fn health(&self) -> Health {
+    /// `patience` is how long the backend may take for one call.
+    pub(crate) fn health(&self, patience: Duration) -> Health {
         let status = self.status.lock();
         let mut since = Vec::new();
         let mut problems = Vec::new();
+        if let Some((from, _)) = status.called.filter(|(_, started)| started.elapsed() > patience) {
+            since.push(from);
+            let reason = format!("the backend has not come back for {patience:?}");
+            problems.push(Error::Degraded { reason, source: None });
+        }
         for (from, error) in status.failure.iter().chain(status.unencodable.values()) {
             since.push(*from);
             problems.push(error.clone());
@@ -222,6 +230,15 @@ impl Link {
         }
     }
 
+    /// Calls the backend, and lets `health` see how long it takes.
+    fn calling<R>(&self, call: impl FnOnce() -> R) -> R {
+        self.status.lock().called = Some((SystemTime::now(), Instant::now()));
+        let done = call();
+        self.status.lock().called = None;
+        self.progress.fetch_add(1, Ordering::Relaxed);
+        done
+    }
+
     fn room_was_made(&self) {
         *self.freed.lock() += 1;
         self.room.notify_all();
@@ -258,7 +275,7 @@ pub(crate) fn run(core: Arc<Core>, backend: Box<dyn Backend>, inbox: Receiver<Ms
         unencodable: HashSet::new(),
         flushes: Vec::new(),
         close: None,
-        stop: false,
+        stop: None,
         retry: None,
         drained: None,
         stored: 0,
@@ -293,7 +310,7 @@ struct Janitor {
     unencodable: HashSet<KeyId>,
     flushes: Vec<(Concern, Sender<Result<()>>)>,
     close: Option<Closing>,
-    stop: bool,
+    stop: Option<Sender<Result<()>>>,
     /// After a failure: when to try again, and the wait that led there.
     retry: Option<(Instant, Duration)>,
     /// When the channel was last found empty, or the batch full.
@@ -320,7 +337,7 @@ impl Janitor {
                     outcome = Err(error);
                     break;
                 }
-                let ending = self.close.is_some() || self.stop;
+                let ending = self.close.is_some() || self.stop.is_some();
                 if !(ending && self.drain()) {
                     break;
                 }
@@ -341,8 +358,9 @@ impl Janitor {
             {
                 return;
             }
-            if self.stop {
+            if let Some(reply) = self.stop.take() {
                 self.close_backend_quietly();
+                _ = reply.try_send(Ok(()));
                 return;
             }
         }
@@ -444,7 +462,7 @@ impl Janitor {
             Msg::Quarantine(exhibit, reply) => self.quarantine(&exhibit, &reply),
             Msg::Close(closing) => self.close = Some(closing),
             Msg::Nudge => {}
-            Msg::Stop => self.stop = true,
+            Msg::Stop(reply) => self.stop = Some(reply),
         }
     }
 
@@ -461,12 +479,15 @@ impl Janitor {
     }
 
     fn somebody_waits(&self) -> bool {
-        !self.flushes.is_empty() || self.close.is_some() || self.stop || self.link.starved.load(Ordering::SeqCst)
+        !self.flushes.is_empty()
+            || self.close.is_some()
+            || self.stop.is_some()
+            || self.link.starved.load(Ordering::SeqCst)
     }
 
     /// Failing, not due for another try, and nobody waits for one.
     fn must_wait(&self) -> bool {
-        let asked = !self.flushes.is_empty() || self.close.is_some() || self.stop;
+        let asked = !self.flushes.is_empty() || self.close.is_some() || self.stop.is_some();
         !asked && self.retry.is_some_and(|(at, _)| Instant::now() < at)
     }
 
@@ -474,7 +495,7 @@ impl Janitor {
 
     /// Offers the backend everything that waits, batch by batch.
     fn store(&mut self) -> Result<()> {
-        let asked = !self.flushes.is_empty() || self.close.is_some() || self.stop;
+        let asked = !self.flushes.is_empty() || self.close.is_some() || self.stop.is_some();
         let mut keys: Vec<KeyId> = std::mem::take(&mut self.fresh);
         keys.extend(self.pending.keys().cloned());
         if asked {
@@ -485,9 +506,7 @@ impl Janitor {
         let mut keys = keys.into_iter().peekable();
         let mut offered = HashSet::new();
         while keys.peek().is_some() || !self.clears.is_empty() {
-            let stored = self.store_batch(&mut keys, &mut offered);
-            self.link.progress.fetch_add(1, Ordering::Relaxed);
-            if let Err(error) = stored {
+            if let Err(error) = self.store_batch(&mut keys, &mut offered) {
                 outcome = Err(error);
                 for key in keys {
                     self.pending.entry(key).or_insert(0);
@@ -571,12 +590,17 @@ impl Janitor {
         if batch.is_empty() {
             return Ok(());
         }
-        let applied = self.backend.apply(&batch);
+        let applied = self.link.calling(|| self.backend.apply(&batch));
+        let offered_changes = batch.len();
         drop(batch);
-        let (all, some) = match applied {
+        let (mut all, some) = match applied {
             Ok(()) => (None, Vec::new()),
             Err(rejected) => (rejected.all, rejected.some),
         };
+        if let Some((_, error)) = some.iter().find(|(index, _)| *index >= offered_changes) {
+            // It names a change that was not in the batch: who knows which it meant.
+            all = Some(Box::new(error.clone()));
+        }
         let failed: HashSet<usize> = some.iter().map(|(index, _)| *index).collect();
         let is_failed = |index: usize| all.is_some() || failed.contains(&index);
         let offset = clears.len();
@@ -637,8 +661,7 @@ impl Janitor {
     fn sync(&mut self) -> Result<()> {
         let core = self.core.clone();
         let Some(engine) = core.engine() else { return Ok(()) };
-        let synced = self.backend.sync();
-        self.link.progress.fetch_add(1, Ordering::Relaxed);
+        let synced = self.link.calling(|| self.backend.sync());
         self.applied_since = None;
         let applied = std::mem::take(&mut self.applied);
         let clears = std::mem::take(&mut self.applied_clears);
@@ -775,5 +798,6 @@ impl Janitor {
             // There is nobody left to tell.
             _ = self.backend.close(counter);
         }
+        self.backend = Box::new(crate::backend::Memory);
     }
 }

@@ -109,15 +109,15 @@ impl Options {
         self
     }
 
-    /// How long `flush`, `close` and the drop of the last handle wait for a disk that makes no progress at all.
-    /// Default: 30 s.
+    /// How long `flush`, `close` and the drop of the last handle wait for a disk that makes no progress at all, and from
+    /// when on `health` calls it failing. With zero they do not wait at all, and fail. Default: 30 s.
     pub fn stall_timeout(mut self, limit: Duration) -> Self {
         self.knobs.stall_timeout = limit;
         self
     }
 
     /// Whether members that do not decode when a collection is opened as a type are put into quarantine, rather than
-    /// making the opening fail. Default: no.
+    /// making the opening fail. They are added to [`Store::load_report`]. Default: no.
     pub fn quarantine_undecodable(mut self, yes: bool) -> Self {
         self.knobs.quarantine_undecodable = yes;
         self

@@ -110,8 +110,9 @@ impl Store {
     /// # Errors
     ///
     /// [`Error::Locked`] at once if another store, here or in another process, has the directory;
-    /// [`Error::NewerFormat`] if a newer larder wrote it; [`Error::AlreadyLoaded`]; [`Error::Io`]. The lock is not held
-    /// after an error, and `load` may be called again.
+    /// [`Error::NewerFormat`] if a newer larder wrote it; [`Error::AlreadyLoaded`]; [`Error::Closed`], for a closed store is
+    /// not loaded again; [`Error::Io`], also when a single file cannot be read for a reason that lies outside it, such as its
+    /// permissions. The lock is not held after an error, and `load` may be called again.
     #[doc(alias = "Load")]
     pub fn load(&self) -> Result<LoadReport> {
         self.handle.core.load()
@@ -168,7 +169,10 @@ impl Store {
 
     /// Whether writes are reaching the disk, and if not, what fails since when.
     pub fn health(&self) -> Health {
-        self.handle.core.engine().map_or(Health::Well, |engine| engine.link.health())
+        self.handle
+            .core
+            .engine()
+            .map_or(Health::Well, |engine| engine.link.health(self.handle.core.knobs.stall_timeout))
     }
 }
 
@@ -177,7 +181,8 @@ impl Store {
 /// A collection that is open as a type is seen as its encoded bytes; a put decodes first, and is refused if it does not.
 ///
 /// All of these fail with [`Error::NotLoaded`] before the load, [`Error::Closed`] after the close, and
-/// [`Error::InvalidKey`] on a key that breaks a rule.
+/// [`Error::InvalidKey`] on a key that breaks a rule. A `Serialize` or `Deserialize` of yours that panics, panics in the
+/// call that needs it; the store stays as it is, and a put or delete whose previous value it was asked for is done.
 impl Store {
     /// The member's value.
     ///
@@ -329,7 +334,8 @@ impl Store {
     }
 
     /// Walks a collection without copying it whole: a few thousand members at most are held at a time. A member that is
-    /// there from the beginning to the end is met exactly once, in the form that it has when the walk comes to it.
+    /// there from the beginning to the end is met exactly once, in the form that it has when the walk comes to it. A walk
+    /// that was begun goes on after a close, from RAM.
     ///
     /// # Errors
     ///

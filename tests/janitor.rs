@@ -19,6 +19,8 @@ struct State {
     waiting: bool,
     fail: bool,
     fail_member: Option<String>,
+    /// Rejects a change that is not in the batch.
+    fail_beyond: bool,
     panic: bool,
     closed: bool,
 }
@@ -86,6 +88,9 @@ impl Backend for Gate {
         state.changes += batch.len();
         if state.fail {
             return Err(Rejected::all(Error::backend("write", "the disk is gone")));
+        }
+        if state.fail_beyond {
+            return Err(Rejected::some(vec![(batch.len(), Error::backend("write", "it cannot count"))]));
         }
         let mut failed = Vec::new();
         for (index, change) in batch.iter().enumerate() {
@@ -285,6 +290,28 @@ fn one_member_that_cannot_be_stored_stops_no_other() {
 }
 
 #[test]
+fn a_backend_that_rejects_what_was_not_offered_has_rejected_all() {
+    let gate = Gate::default();
+    let store = gate.open();
+    gate.change(|state| state.fail_beyond = true);
+    store.put("c/a", "1").unwrap();
+    assert!(store.flush().is_err() && store.flush().is_err());
+    gate.change(|state| state.fail_beyond = false);
+    store.flush().unwrap();
+    assert_eq!(gate.state().members["c/a"], b"1");
+}
+
+#[test]
+fn without_a_quarantine_what_does_not_decode_is_named() {
+    let gate = Gate::default();
+    let store = gate.options().quarantine_undecodable(true).open().unwrap();
+    store.put("n/bad", "zz").unwrap();
+    let Err(Error::Codec { members, .. }) = store.collection::<u32>("n") else { panic!("another error") };
+    assert_eq!(members[0].0, "bad");
+    assert_eq!(store.get("n/bad").unwrap().unwrap(), "zz");
+}
+
+#[test]
 fn a_panic_in_the_background_is_an_error_for_all_later_writes() {
     let gate = Gate::default();
     let store = gate.open();
@@ -309,11 +336,13 @@ fn a_hung_backend_hangs_neither_flush_nor_close_nor_drop() {
     store.put("c/a", "1").unwrap();
     let flushed = store.flush().unwrap_err();
     assert!(flushed.to_string().contains("no progress"), "{flushed}");
+    assert!(!store.health().is_well());
     assert!(matches!(store.close(), Err(Error::Degraded { .. })));
     // The close that was given up does not come back and end a store that is in use.
     gate.release();
     store.put("c/b", "2").unwrap();
     store.flush().unwrap();
+    assert!(store.health().is_well());
     assert!(!gate.state().closed);
     assert_eq!(gate.state().members.keys().collect::<Vec<_>>(), ["c/a", "c/b", "held/k"]);
 

@@ -244,6 +244,20 @@ fn immediate_is_on_disk_when_the_write_returns() {
 }
 
 #[test]
+fn the_lock_is_free_when_the_last_handle_has_gone_whatever_could_not_be_stored() {
+    let (_dir, path) = temporary();
+    for round in 0..20 {
+        let store = Store::open(&path).unwrap();
+        store.put("c/good", round.to_string()).unwrap();
+        std::fs::create_dir_all(path.join("c/bad")).unwrap();
+        store.put("c/bad", "1").unwrap();
+        drop(store);
+        let store = Store::open(&path).unwrap();
+        assert_eq!(store.get("c/good").unwrap().unwrap(), round.to_string());
+    }
+}
+
+#[test]
 fn every_limit_may_be_as_large_or_as_small_as_there_is() {
     for time in [Duration::ZERO, Duration::MAX] {
         for bytes in [0, usize::MAX] {

@@ -87,6 +87,9 @@ fn what_does_not_decode_goes_into_quarantine_if_that_is_wanted() {
     store.put("artist/bad", "neither this").unwrap();
     let artists = store.collection::<Artist>("artist").unwrap();
     assert_eq!((artists.len(), artists.contains("good")), (1, true));
+    let report = store.load_report();
+    assert_eq!(report.quarantined[0].path, std::path::Path::new("artist/bad"));
+    assert!(report.quarantined[0].moved_to.exists());
     store.close().unwrap();
     assert!(!path.join("artist/bad").exists());
     let aside: Vec<String> = std::fs::read_dir(path.join(".larder/quarantine"))

@@ -293,7 +293,7 @@ impl Loader<'_> {
     ///
     /// # Errors
     ///
-    /// If a name breaks a rule, the value is too large, the version is above 2^54 - 1, or the codec's name is not one.
+    /// If a name breaks a rule, the value is too large, the version is above 2^53 - 1, or the codec's name is not one.
     pub fn put(&self, collection: &str, member: &str, version: u64, codec: &str, value: &[u8]) -> Result<()> {
         self.sink.put(collection, member, version, codec, value)
     }

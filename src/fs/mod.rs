@@ -116,20 +116,21 @@ pub(crate) fn read_up_to(file: &mut dyn File, buffer: &mut [u8]) -> io::Result<u
     Ok(filled)
 }
 
-/// Reads the file to its end into `buffer`, which grows with what is there and never ahead of it by more than that.
-pub(crate) fn read_to_end(file: &mut dyn File, buffer: &mut Vec<u8>) -> io::Result<usize> {
-    let mut filled = 0;
-    loop {
+/// Reads on from the file's position, until `buffer` holds `most` bytes or the file ends. `filled` are there already. The
+/// buffer grows with what is there, and never ahead of it by more than that.
+pub(crate) fn read_on(file: &mut dyn File, buffer: &mut Vec<u8>, mut filled: usize, most: usize) -> io::Result<usize> {
+    while filled < most {
         if filled == buffer.len() {
-            buffer.resize((buffer.len() * 2).max(16 << 10), 0);
+            buffer.resize((filled * 2).min(most), 0);
         }
-        let room = buffer.len() - filled;
-        let read = read_up_to(file, &mut buffer[filled..])?;
+        let end = buffer.len().min(most);
+        let read = read_up_to(file, &mut buffer[filled..end])?;
         filled += read;
-        if read < room {
-            return Ok(filled);
+        if filled < end {
+            break;
         }
     }
+    Ok(filled)
 }
 
 impl File for std::fs::File {

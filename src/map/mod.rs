@@ -45,8 +45,9 @@ impl Stamp {
     }
 }
 
-/// The largest version that a slot can hold: at ten million writes a second, enough for 57 years.
-pub(crate) const MAX_VERSION: u64 = Stamp::VERSION;
+/// The largest version that is read from a disk: half of what a slot can hold, so that writes can go on from any that is
+/// read. At ten million writes a second it is reached after 28 years.
+pub(crate) const MAX_VERSION: u64 = Stamp::VERSION >> 1;
 
 /// Why the map would not do something. Nothing has changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

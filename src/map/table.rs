@@ -688,7 +688,7 @@ mod tests {
 
     #[test]
     fn a_stamp_holds_its_parts() {
-        for (version, codec, dirty) in [(0, 0, false), (super::super::MAX_VERSION, 255, true), (1 << 53, 1, false)] {
+        for (version, codec, dirty) in [(0, 0, false), (Stamp::VERSION, 255, true), (1 << 53, 1, false)] {
             let stamp = Stamp::new(version, codec, dirty);
             assert_eq!((stamp.version(), stamp.codec(), stamp.dirty()), (version, codec, dirty));
         }

@@ -75,7 +75,8 @@ pub(super) fn decode(file: &[u8]) -> Result<(Header<'_>, &[u8]), String> {
     let (header, line) = parse(&file[..file.len().min(MAX_HEADER)])?;
     let value = &file[line..];
     if value.len() != header.length {
-        return Err(format!("it holds {} bytes of value and its header says {}", value.len(), header.length));
+        let at_least = if value.len() > header.length { "at least " } else { "" };
+        return Err(format!("it holds {at_least}{} bytes of value and its header says {}", value.len(), header.length));
     }
     let summed = line - 1 - CHECKSUM.len() - 8;
     let found = sum(&file[..summed], value);

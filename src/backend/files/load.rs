@@ -6,7 +6,7 @@ use super::header;
 use super::name;
 use crate::backend::Loader;
 use crate::error::{Error, Result};
-use crate::fs::{Dir, Fs, Kind, read_to_end};
+use crate::fs::{Dir, File, Fs, Kind, read_on, read_up_to};
 use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::{Mutex, thread, unbounded};
 
@@ -19,6 +19,9 @@ pub(super) struct Damaged {
     pub(super) file: String,
     pub(super) reason: String,
 }
+
+/// What is read of a file before its header is looked at. Most are smaller.
+const FIRST_READ: usize = 16 << 10;
 
 struct Chunk {
     dir: String,
@@ -78,9 +81,9 @@ fn read(fs: &dyn Fs, root: &Dir, chunk: &Chunk, loader: &Loader<'_>) -> Result<(
         fs.open_dir(root, &chunk.dir).map_err(|error| Error::io("open directory", root.join(&chunk.dir), error))?;
     let mut damaged = Vec::new();
     let mut highest = 0;
-    let mut buffer = Vec::new();
+    let mut buffer = vec![0; FIRST_READ];
     for file in &chunk.files {
-        let read = fs.open(&dir, file).and_then(|mut open| read_to_end(&mut *open, &mut buffer));
+        let read = fs.open(&dir, file).and_then(|mut open| read_whole(&mut *open, &mut buffer));
         let reason = match read {
             Ok(length) => match member(&buffer[..length], &chunk.dir, file, loader)? {
                 Ok(version) => {
@@ -97,6 +100,21 @@ fn read(fs: &dyn Fs, root: &Dir, chunk: &Chunk, loader: &Loader<'_>) -> Result<(
         damaged.push(Damaged { dir: chunk.dir.clone(), file: file.clone(), reason });
     }
     Ok((damaged, highest))
+}
+
+/// Reads a file, but no further than its header says, and one byte: what cannot be a member's file is not read whole.
+fn read_whole(file: &mut dyn File, buffer: &mut Vec<u8>) -> io::Result<usize> {
+    let filled = read_up_to(file, &mut buffer[..FIRST_READ])?;
+    if filled < FIRST_READ {
+        return Ok(filled);
+    }
+    match header::parse(&buffer[..header::MAX_HEADER]) {
+        Ok((header, line)) => {
+            let whole = line.saturating_add(header.length.min(crate::key::MAX_VALUE));
+            read_on(file, buffer, filled, whole + 1)
+        }
+        Err(_) => Ok(filled),
+    }
 }
 
 /// EIO; on Windows ERROR_CRC and ERROR_IO_DEVICE. std has no kind for them.
@@ -164,4 +182,49 @@ fn in_parallel<I: Sync>(items: &[I], work: impl Fn(&I) -> Result<()> + Sync, mut
 /// Where a damaged file goes: `<when>-<number>-<directory>-<file>`.
 pub(super) fn quarantine_name(when: u128, number: usize, damaged_dir: &str, damaged_file: &str) -> String {
     format!("{when}-{number}-{damaged_dir}-{damaged_file}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A file that begins as given and never ends.
+    struct Endless {
+        start: Vec<u8>,
+        read: usize,
+    }
+
+    impl File for Endless {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            for byte in &mut *buffer {
+                *byte = self.start.get(self.read).copied().unwrap_or(b'x');
+                self.read += 1;
+            }
+            Ok(buffer.len())
+        }
+
+        fn write(&mut self, _bytes: &[u8]) -> io::Result<usize> {
+            unreachable!("it is only read")
+        }
+
+        fn sync_data(&mut self) -> io::Result<()> {
+            unreachable!("it is only read")
+        }
+    }
+
+    #[test]
+    fn no_more_is_read_of_a_file_than_its_header_says_and_a_byte() {
+        for (length, most) in [(5, FIRST_READ), (100_000, 100_200), (0, FIRST_READ)] {
+            let mut start = Vec::new();
+            header::encode(&mut start, "c", "m", 1, "raw", &vec![b'v'; length]);
+            let mut file = Endless { start, read: 0 };
+            let mut buffer = vec![0; FIRST_READ];
+            let filled = read_whole(&mut file, &mut buffer).unwrap();
+            assert!(filled <= most && file.read <= most && buffer.len() <= 2 * most, "{filled} of {length}");
+            assert!(header::decode(&buffer[..filled]).is_err(), "it is longer than it says");
+        }
+        let mut file = Endless { start: b"a log, perhaps".to_vec(), read: 0 };
+        read_whole(&mut file, &mut vec![0; FIRST_READ]).unwrap();
+        assert_eq!(file.read, FIRST_READ);
+    }
 }

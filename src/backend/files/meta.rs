@@ -114,12 +114,17 @@ pub(super) fn read_format(fs: &dyn Fs, root: &Path, meta: &Dir) -> Result<Option
     };
     let text = std::str::from_utf8(&bytes).unwrap_or_default();
     let number = text.strip_prefix("larder format ").and_then(|rest| rest.strip_suffix('\n'));
-    match number.and_then(|number| number.parse().ok()) {
+    let is_number = |number: &&str| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit());
+    match number.filter(is_number).map(|number| number.parse().unwrap_or(u64::MAX)) {
         Some(found) if found > FORMAT => Err(Error::NewerFormat { path: root.to_owned(), found, supported: FORMAT }),
         Some(FORMAT) => Ok(Some(FORMAT)),
         _ => Err(Error::Corrupt {
             path: meta.join(FORMAT_FILE),
-            reason: format!("it should say \"larder format {FORMAT}\" and says {:?}", String::from_utf8_lossy(&bytes)),
+            reason: format!(
+                "it should say {:?} and says {:?}",
+                format!("larder format {FORMAT}\n"),
+                String::from_utf8_lossy(&bytes)
+            ),
         }),
     }
 }
@@ -168,6 +173,9 @@ pub(super) fn check_path(path: &Path) -> Result<()> {
                 Err(_) => Ok(()),
             };
         }
+        Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => {
+            return not_a_store("a part of its path is not a directory");
+        }
         Err(error) => return Err(Error::io("look at", path, error)),
     };
     if !metadata.is_dir() {
@@ -185,6 +193,9 @@ pub(super) fn check_path(path: &Path) -> Result<()> {
 
 /// The path, independent of the working directory: what exists of it is resolved, the rest stays as it is.
 pub(super) fn absolute(path: &Path) -> Result<PathBuf> {
+    if path.as_os_str().is_empty() {
+        return Err(Error::NotAStore { path: path.to_owned(), reason: "its path is empty" });
+    }
     let absolute = std::path::absolute(path).map_err(|error| Error::io("resolve", path, error))?;
     Ok(std::fs::canonicalize(&absolute).unwrap_or(absolute))
 }

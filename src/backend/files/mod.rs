@@ -33,8 +33,9 @@ const AFTER_DAMAGE: u64 = 1 << 32;
 /// also waits for what others are writing.
 const SYNC_EACH: usize = 8;
 
-/// Opened collection directories that are kept.
-const DIRS_KEPT: usize = 128;
+/// Collection directories that are kept open. A store holds no more descriptors than these and a dozen, however many
+/// collections a batch touches.
+const DIRS_KEPT: usize = 32;
 
 /// The default backend: one readable file per member.
 ///
@@ -57,8 +58,8 @@ struct Opened {
     quarantine: Dir,
     /// By directory name.
     dirs: HashMap<String, Arc<Dir>>,
-    /// Directories whose names have changed since the last sync, by name.
-    unsynced: HashMap<String, Arc<Dir>>,
+    /// The names of the directories that have changed since the last sync.
+    unsynced: HashSet<String>,
     /// A collection directory was made since the last sync.
     root_unsynced: bool,
     next_temporary: u64,
@@ -150,7 +151,7 @@ impl Opened {
             tmp,
             quarantine,
             dirs: HashMap::new(),
-            unsynced: HashMap::new(),
+            unsynced: HashSet::new(),
             root_unsynced: false,
             next_temporary: 0,
             mark: 0,
@@ -202,7 +203,7 @@ impl Opened {
         for (number, damaged) in damaged.iter().enumerate() {
             let dir = self.dir(&damaged.dir)?;
             self.put_aside(&dir, &damaged.dir, &damaged.file, &damaged.reason, number + 1, loader)?;
-            self.unsynced.insert(damaged.dir.clone(), dir);
+            self.unsynced.insert(damaged.dir.clone());
         }
         if !damaged.is_empty() {
             self.sync_one(&self.quarantine)?;
@@ -363,7 +364,7 @@ impl Opened {
         let Some(dir) = self.existing_dir(&dir_name)? else { return Ok(()) };
         if self.is_ours(&dir, &file)? == Some(true) {
             self.fs.unlink(&dir, &file).map_err(|error| Error::io("unlink", dir.join(&file), error))?;
-            self.unsynced.insert(dir_name, dir);
+            self.unsynced.insert(dir_name);
         }
         Ok(())
     }
@@ -375,7 +376,7 @@ impl Opened {
         let Some(dir) = self.existing_dir(&dir_name)? else { return Ok(()) };
         let listed = self.fs.list(&dir).map_err(|error| Error::io("list", dir.path(), error))?;
         let mut start = vec![0; header::MAX_HEADER];
-        self.unsynced.insert(dir_name, dir.clone());
+        self.unsynced.insert(dir_name);
         for entry in listed.iter().filter(|entry| entry.kind == Kind::File && name::could_be_ours(&entry.name)) {
             let path = || dir.join(&entry.name);
             let read = self.fs.open(&dir, &entry.name).and_then(|mut file| read_up_to(&mut *file, &mut start));
@@ -480,7 +481,7 @@ impl Opened {
         }
         let renamed = self.fs.rename(&self.tmp, temporary, &dir, &file);
         renamed.map_err(|error| Error::io("replace", dir.join(&file), error))?;
-        self.unsynced.entry(dir_name).or_insert(dir);
+        self.unsynced.insert(dir_name);
         Ok(())
     }
 
@@ -499,7 +500,12 @@ impl Opened {
             if self.root_unsynced {
                 self.sync_one(&self.root)?;
             }
-            self.unsynced.values().try_for_each(|dir| self.sync_one(dir))?;
+            for name in self.unsynced.clone() {
+                // One that is gone has no names left to make durable.
+                if let Some(dir) = self.existing_dir(&name)? {
+                    self.sync_one(&dir)?;
+                }
+            }
         }
         self.unsynced.clear();
         self.root_unsynced = false;
