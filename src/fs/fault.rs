@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use super::{Dir, Entry, File, Fs, Kind, Native};
+use super::{Dir, Entry, File, Fs, Kind, LockFile, Native};
 
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Fault {
@@ -60,6 +60,19 @@ impl File for FaultyFile {
         self.file.read(buffer)
     }
 
+    fn read_at(&mut self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.fs.operation()?;
+        self.file.read_at(buffer, offset)
+    }
+
+    fn write_at(&mut self, bytes: &[u8], offset: u64) -> io::Result<usize> {
+        if let Err(error) = self.fs.operation() {
+            self.file.write_at(&bytes[..bytes.len() / 2], offset)?;
+            return Err(error);
+        }
+        self.file.write_at(bytes, offset)
+    }
+
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         // A failing write leaves a part behind.
         if let Err(error) = self.fs.operation() {
@@ -76,6 +89,16 @@ impl File for FaultyFile {
 }
 
 impl Fs for Faulty {
+    fn kind_at(&self, path: &Path, follow: bool) -> io::Result<Option<Kind>> {
+        self.operation()?;
+        Native.kind_at(path, follow)
+    }
+
+    fn make_root(&self, path: &Path) -> io::Result<()> {
+        self.operation()?;
+        Native.make_root(path)
+    }
+
     fn open_root(&self, path: &Path) -> io::Result<Dir> {
         self.operation()?;
         Native.open_root(path)
@@ -114,6 +137,11 @@ impl Fs for Faulty {
     fn open(&self, dir: &Dir, name: &str) -> io::Result<Box<dyn File>> {
         self.operation()?;
         Ok(self.wrap(Native.open(dir, name)?))
+    }
+
+    fn open_lock(&self, dir: &Dir, name: &str) -> io::Result<Box<dyn LockFile>> {
+        self.operation()?;
+        Native.open_lock(dir, name)
     }
 
     fn rename(&self, from: &Dir, from_name: &str, to: &Dir, to_name: &str) -> io::Result<()> {

@@ -5,7 +5,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use super::{Dir, Entry, File, Fs, Kind};
+use super::{Dir, Entry, File, Fs, Kind, LockFile};
 
 #[derive(Debug)]
 pub(crate) struct Native;
@@ -31,24 +31,29 @@ fn no_follow(path: &Path, wanted: Kind) -> io::Result<()> {
 }
 
 impl Fs for Native {
+    fn kind_at(&self, path: &Path, follow: bool) -> io::Result<Option<Kind>> {
+        super::kind_at_path(path, follow)
+    }
+
+    fn make_root(&self, path: &Path) -> io::Result<()> {
+        super::make_root_at(path)
+    }
+
     fn open_root(&self, path: &Path) -> io::Result<Dir> {
         if !fs::metadata(path)?.is_dir() {
             return Err(io::ErrorKind::NotADirectory.into());
         }
-        Ok(Dir { path: path.to_owned() })
+        Ok(Dir::at(path.to_owned()))
     }
 
     fn open_dir(&self, parent: &Dir, name: &str) -> io::Result<Dir> {
         let path = parent.join(name);
         no_follow(&path, Kind::Dir)?;
-        Ok(Dir { path })
+        Ok(Dir::at(path))
     }
 
     fn make_dir(&self, parent: &Dir, name: &str) -> io::Result<()> {
-        let mut builder = fs::DirBuilder::new();
-        #[cfg(unix)]
-        std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-        builder.create(parent.join(name))
+        super::make_root_at(&parent.join(name))
     }
 
     fn remove_dir(&self, parent: &Dir, name: &str) -> io::Result<()> {
@@ -59,8 +64,12 @@ impl Fs for Native {
         let mut entries = Vec::new();
         for entry in fs::read_dir(dir.path())? {
             let entry = entry?;
-            let Ok(name) = entry.file_name().into_string() else { continue };
+            let (name, readable) = match entry.file_name().into_string() {
+                Ok(name) => (name, true),
+                Err(name) => (name.to_string_lossy().into_owned(), false),
+            };
             let kind = match entry.file_type()? {
+                _ if !readable => Kind::Other,
                 kind if kind.is_file() => Kind::File,
                 kind if kind.is_dir() => Kind::Dir,
                 _ => Kind::Other,
@@ -93,6 +102,10 @@ impl Fs for Native {
         let path = dir.join(name);
         no_follow(&path, Kind::File)?;
         Ok(Box::new(fs::File::open(path)?))
+    }
+
+    fn open_lock(&self, dir: &Dir, name: &str) -> io::Result<Box<dyn LockFile>> {
+        super::open_lock_at(&dir.join(name))
     }
 
     fn rename(&self, from: &Dir, from_name: &str, to: &Dir, to_name: &str) -> io::Result<()> {

@@ -61,7 +61,12 @@ impl Run {
 /// Everything a store does, with `fault` in it. False when the fault was never reached.
 fn run(path: &Path, fault: Fault) -> bool {
     let fs = Faulty::new(fault);
-    let store = Store::options(path).backend(Files::with_fs(path, fs.clone()).unwrap()).build().unwrap();
+    let files = Files::on(fs.clone(), path).unwrap_or_else(|error| {
+        assert!(matches!(&error, Error::Io { .. }), "{error}");
+        fs.lift();
+        Files::on(fs.clone(), path).unwrap()
+    });
+    let store = Store::options(path).backend(files).build().unwrap();
     if let Err(error) = store.load() {
         assert!(matches!(&error, Error::Io { .. }), "{error}");
         fs.lift();

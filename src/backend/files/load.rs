@@ -203,7 +203,15 @@ mod tests {
             Ok(buffer.len())
         }
 
+        fn read_at(&mut self, _buffer: &mut [u8], _offset: u64) -> io::Result<usize> {
+            unreachable!("it is read in order")
+        }
+
         fn write(&mut self, _bytes: &[u8]) -> io::Result<usize> {
+            unreachable!("it is only read")
+        }
+
+        fn write_at(&mut self, _bytes: &[u8], _offset: u64) -> io::Result<usize> {
             unreachable!("it is only read")
         }
 

@@ -1,12 +1,10 @@
 //! What `.larder/` holds beside members: the lock, the format, the counter's mark.
 
-use std::fs::File as StdFile;
-use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
 use super::header::FORMAT;
 use crate::error::{Error, Result};
-use crate::fs::{Dir, Fs, read_up_to, write_all};
+use crate::fs::{Dir, Fs, Kind, LockFile, read_up_to, write_all};
 
 pub(super) const META_DIR: &str = ".larder";
 pub(super) const TMP_DIR: &str = "tmp";
@@ -18,41 +16,23 @@ pub(super) const COUNTER_FILE: &str = "counter";
 /// The directory's lock, held while this lives. The file is never unlinked: whoever unlinks a lock hands out a second.
 #[derive(Debug)]
 pub(super) struct Lock {
-    file: StdFile,
+    file: Box<dyn LockFile>,
 }
 
 impl Lock {
-    /// Takes the lock of the store at `root`, whose `.larder` exists, or says at once who has it.
-    pub(super) fn take(root: &Path) -> Result<Lock> {
-        let path = root.join(META_DIR).join(LOCK);
-        let mut options = StdFile::options();
-        options.read(true).write(true).create(true).truncate(false);
-        #[cfg(unix)]
-        {
-            use std::os::unix::fs::OpenOptionsExt;
-            options.mode(0o600).custom_flags(rustix::fs::OFlags::NOFOLLOW.bits() as i32);
-        }
-        let mut file = options.open(&path).map_err(|error| Error::io("open the lock", &path, error))?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(std::fs::TryLockError::WouldBlock) => {
-                return Err(Error::Locked { path: root.to_owned(), holder: holder(&mut file) });
-            }
-            Err(std::fs::TryLockError::Error(error)) => return Err(Error::io("lock", &path, error)),
+    /// Takes the lock of the store at `root`, or says at once who has it.
+    pub(super) fn take(fs: &dyn Fs, root: &Path, meta: &Dir) -> Result<Lock> {
+        let path = meta.join(LOCK);
+        let mut file = fs.open_lock(meta, LOCK).map_err(|error| Error::io("open the lock", &path, error))?;
+        if !file.try_lock().map_err(|error| Error::io("lock", &path, error))? {
+            return Err(Error::Locked { path: root.to_owned(), holder: holder(&mut *file) });
         }
         // A lock file that was unlinked or replaced between opening and locking is nobody's.
-        #[cfg(unix)]
-        {
-            use std::os::unix::fs::MetadataExt;
-            let held = file.metadata().map_err(|error| Error::io("stat the lock", &path, error))?;
-            let named = std::fs::symlink_metadata(&path).map_err(|error| Error::io("stat the lock", &path, error))?;
-            if (held.dev(), held.ino()) != (named.dev(), named.ino()) {
-                return Err(Error::Locked { path: root.to_owned(), holder: "a store that replaced the lock".into() });
-            }
+        if !file.is_named(&path).map_err(|error| Error::io("stat the lock", &path, error))? {
+            return Err(Error::Locked { path: root.to_owned(), holder: "a store that replaced the lock".into() });
         }
-        let note = format!("process {}\n", std::process::id());
         // The note is for people. A full disk must not keep a store from being opened and emptied.
-        _ = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| file.write_all(note.as_bytes()));
+        _ = file.write_note(&format!("process {}\n", std::process::id()));
         Ok(Lock { file })
     }
 }
@@ -65,12 +45,9 @@ impl Drop for Lock {
     }
 }
 
-fn holder(file: &mut StdFile) -> String {
-    let mut note = [0; 64];
-    let length = file.read(&mut note).unwrap_or(0);
-    let note = String::from_utf8_lossy(&note[..length]);
-    match note.trim() {
-        note if note.starts_with("process ") => note.to_owned(),
+fn holder(file: &mut dyn LockFile) -> String {
+    match file.read_note() {
+        Ok(note) if note.starts_with("process ") => note.trim().to_owned(),
         _ => "another store".to_owned(),
     }
 }
@@ -163,32 +140,46 @@ fn mark_line(mark: u64) -> String {
 }
 
 /// Refuses a path that is no store and cannot become one. Creates nothing.
-pub(super) fn check_path(path: &Path) -> Result<()> {
+pub(super) fn check_path(fs: &dyn Fs, path: &Path) -> Result<()> {
     let not_a_store = |reason| Err(Error::NotAStore { path: path.to_owned(), reason });
-    let metadata = match std::fs::metadata(path) {
-        Ok(metadata) => metadata,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            return match std::fs::symlink_metadata(path) {
-                Ok(_) => not_a_store("it is a symbolic link to nothing"),
-                Err(_) => Ok(()),
+    let looked = |error| Error::io("look at", path, error);
+    match fs.kind_at(path, true) {
+        Ok(Some(Kind::Dir)) => {}
+        Ok(Some(_)) => return not_a_store("it is not a directory"),
+        Ok(None) => {
+            return match fs.kind_at(path, false).map_err(looked)? {
+                Some(_) => not_a_store("it is a symbolic link to nothing"),
+                None => Ok(()),
             };
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => {
             return not_a_store("a part of its path is not a directory");
         }
-        Err(error) => return Err(Error::io("look at", path, error)),
-    };
-    if !metadata.is_dir() {
-        return not_a_store("it is not a directory");
+        Err(error) => return Err(looked(error)),
     }
-    match std::fs::symlink_metadata(path.join(META_DIR)) {
-        Ok(meta) if meta.is_dir() => return Ok(()),
-        Ok(_) => return not_a_store("its .larder is not a directory"),
+    let meta = path.join(META_DIR);
+    match fs.kind_at(&meta, false).map_err(|error| Error::io("look at", &meta, error))? {
+        Some(Kind::Dir) => return Ok(()),
+        Some(_) => return not_a_store("its .larder is not a directory"),
+        None => {}
+    }
+    let listed = fs.open_root(path).and_then(|root| fs.list(&root)).map_err(|error| Error::io("list", path, error))?;
+    if listed.is_empty() { Ok(()) } else { not_a_store("it is not empty and has no .larder") }
+}
+
+/// Makes the directory, and those above it that are missing.
+pub(super) fn make_path(fs: &dyn Fs, path: &Path) -> Result<()> {
+    let failed = |error| Error::io("create directory", path, error);
+    match fs.make_root(path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-        Err(error) => return Err(Error::io("look at", path.join(META_DIR), error)),
+        // What stands there has been looked at.
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => return Ok(()),
+        made => return made.map_err(failed),
     }
-    let mut entries = std::fs::read_dir(path).map_err(|error| Error::io("list", path, error))?;
-    if entries.next().is_some() { not_a_store("it is not empty and has no .larder") } else { Ok(()) }
+    if let Some(parent) = path.parent() {
+        make_path(fs, parent)?;
+    }
+    fs.make_root(path).map_err(failed)
 }
 
 /// The path, independent of the working directory: what exists of it is resolved, the rest stays as it is.

@@ -76,9 +76,7 @@ impl Files {
     ///
     /// If the path is not a directory, or one that has something in it and is not a store.
     pub fn new(path: impl AsRef<Path>) -> Result<Files> {
-        let path = meta::absolute(path.as_ref())?;
-        meta::check_path(&path)?;
-        Ok(Files { path, fs: Arc::new(Native), open: None })
+        Files::on(Arc::new(Native), path.as_ref())
     }
 
     /// The store's directory, resolved.
@@ -86,9 +84,10 @@ impl Files {
         &self.path
     }
 
-    #[cfg(test)]
-    pub(crate) fn with_fs(path: &Path, fs: Arc<dyn Fs>) -> Result<Files> {
-        Ok(Files { fs, ..Files::new(path)? })
+    pub(crate) fn on(fs: Arc<dyn Fs>, path: &Path) -> Result<Files> {
+        let path = meta::absolute(path)?;
+        meta::check_path(&*fs, &path)?;
+        Ok(Files { path, fs, open: None })
     }
 
     fn opened(&mut self) -> Result<&mut Opened> {
@@ -131,15 +130,11 @@ impl Backend for Files {
 impl Opened {
     /// Opens the directory and takes its lock, creating what is missing.
     fn open(path: &Path, fs: Arc<dyn Fs>) -> Result<Opened> {
-        meta::check_path(path)?;
-        let mut builder = std::fs::DirBuilder::new();
-        builder.recursive(true);
-        #[cfg(unix)]
-        std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-        builder.create(path).map_err(|error| Error::io("create directory", path, error))?;
+        meta::check_path(&*fs, path)?;
+        meta::make_path(&*fs, path)?;
         let root = fs.open_root(path).map_err(|error| Error::io("open directory", path, error))?;
         let meta = open_or_make(&*fs, &root, META_DIR)?;
-        let lock = Lock::take(path)?;
+        let lock = Lock::take(&*fs, path, &meta)?;
         let format = meta::read_format(&*fs, path, &meta)?;
         let tmp = open_or_make(&*fs, &meta, TMP_DIR)?;
         let quarantine = open_or_make(&*fs, &meta, QUARANTINE_DIR)?;
