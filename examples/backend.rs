@@ -93,25 +93,29 @@ impl<'a> Bytes<'a> {
     }
 }
 
-impl<'a> From<&Change<'a>> for Line<'a> {
-    fn from(change: &Change<'a>) -> Self {
+impl<'a> TryFrom<&Change<'a>> for Line<'a> {
+    type Error = Error;
+
+    fn try_from(change: &Change<'a>) -> Result<Self> {
         match *change {
-            Change::Put { collection, member, version, codec, value } => Line::Put(Put {
-                collection: collection.into(),
-                member: member.into(),
-                version,
-                codec: codec.into(),
-                value: Bytes::new(value),
-            }),
-            Change::Delete { collection, member, version } => {
-                Line::Delete(Delete { collection: collection.into(), member: member.into(), version })
+            Change::Put { collection, member, version, codec, value, .. } => {
+                Ok(Line::put(collection, member, version, codec, value))
             }
-            Change::Clear { collection, version } => Line::Clear(Clear { collection: collection.into(), version }),
+            Change::Delete { collection, member, version } => {
+                Ok(Line::Delete(Delete { collection: collection.into(), member: member.into(), version }))
+            }
+            Change::Clear { collection, version } => Ok(Line::Clear(Clear { collection: collection.into(), version })),
+            _ => Err(Error::backend("write to the log", "a change of a kind that it does not know")),
         }
     }
 }
 
-impl Line<'_> {
+impl<'a> Line<'a> {
+    fn put(collection: &'a str, member: &'a str, version: u64, codec: &'a str, value: &'a [u8]) -> Self {
+        let (collection, member, codec) = (collection.into(), member.into(), codec.into());
+        Line::Put(Put { collection, member, version, codec, value: Bytes::new(value) })
+    }
+
     fn version(&self) -> u64 {
         match self {
             Line::Counter(counter) => *counter,
@@ -198,7 +202,7 @@ impl Replay {
         let mut log = Vec::new();
         Line::Counter(counter).write(&mut log)?;
         for ((collection, member), Member { version, codec, value }) in &self.members {
-            Line::from(&Change::Put { collection, member, version: *version, codec, value }).write(&mut log)?;
+            Line::put(collection, member, *version, codec, value).write(&mut log)?;
         }
         Ok(log)
     }
@@ -258,8 +262,7 @@ impl Backend for JsonLog {
                 // Nothing that larder wrote, then. It costs this member, and not the load.
                 Err(error @ (Error::InvalidKey { .. } | Error::TooLarge { .. })) => {
                     let mut line = Vec::new();
-                    let put = Change::Put { collection, member, version: *version, codec, value };
-                    Line::from(&put).write(&mut line)?;
+                    Line::put(collection, member, *version, codec, value).write(&mut line)?;
                     refused.push(((collection.clone(), member.clone()), line, error.to_string()));
                 }
                 Err(error) => return Err(error),
@@ -297,7 +300,7 @@ impl Backend for JsonLog {
         open.put_right()?;
         let mut lines = Vec::new();
         for change in batch {
-            Line::from(change).write(&mut lines)?;
+            Line::try_from(change)?.write(&mut lines)?;
         }
         open.append(&lines)?;
         Ok(())
@@ -321,7 +324,7 @@ impl Backend for JsonLog {
     /// For `Options::quarantine_undecodable`.
     fn quarantine(&mut self, member: &Change<'_>, _reason: &str) -> Result<PathBuf> {
         let mut line = Vec::new();
-        Line::from(member).write(&mut line)?;
+        Line::try_from(member)?.write(&mut line)?;
         put_aside(&self.opened()?.path, 0, &line)
     }
 }

@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use crate::backend::{Backend, Loader, Progress, Quarantined, Sink};
+use crate::backend::{Backend, Change, Loader, Progress, Quarantined, Sink, Stage};
 use crate::codec;
 use crate::error::{Error, Result};
 use crate::janitor::{self, Concern, Link, Msg};
@@ -26,6 +26,15 @@ mod life {
     pub(super) const CLOSING: u8 = 3;
     pub(super) const CLOSED: u8 = 4;
 }
+
+/// How long a lone `Immediate` writer watches for its answer before it sleeps.
+const WATCH: Duration = Duration::from_micros(300);
+
+/// How often somebody who waits looks whether anything moves.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// How long the drop of the last handle lets the files follow the journal. What is left is left to the next load.
+const LEAVE_AFTER: Duration = Duration::from_secs(1);
 
 type OnProgress = Box<dyn FnMut(Progress) + Send>;
 
@@ -49,6 +58,8 @@ pub(crate) struct Engine {
     version: Apart<AtomicU64>,
     /// Bytes written and not yet durable.
     unsaved: Apart<AtomicUsize>,
+    /// Threads that wait for a write of theirs to become durable.
+    waiters: Apart<AtomicUsize>,
     /// `None` when nothing is behind the map.
     outbox: Option<Sender<Msg>>,
     pub(crate) link: Arc<Link>,
@@ -97,6 +108,7 @@ impl Engine {
             codecs: Codecs::new(),
             version: Apart(AtomicU64::new(0)),
             unsaved: Apart(AtomicUsize::new(0)),
+            waiters: Apart(AtomicUsize::new(0)),
             outbox,
             link,
             report: Mutex::new(LoadReport::default()),
@@ -306,7 +318,7 @@ impl Core {
             // Dead now means that the write may not have been heard.
             engine.link.check_alive()?;
             if self.knobs.durability == Durability::Immediate {
-                self.wait_until_durable(engine, "an Immediate write", concern())?;
+                self.wait_for_write(engine, concern())?;
             }
         }
         Ok(done)
@@ -365,6 +377,29 @@ impl Core {
         self.ask(engine, action, Msg::Flush(concern, reply), &answer)
     }
 
+    /// As `wait_until_durable`. Whoever waits alone does not fall asleep for as long as a sync usually takes: to be woken
+    /// up again takes half as long as that. It keeps watch on a thread that has nothing else to do, rather than do the
+    /// janitor's work on it, which could not be given up when the disk hangs.
+    fn wait_for_write(&self, engine: &Engine, concern: Concern) -> Result<()> {
+        let action = "an Immediate write";
+        let (reply, answer) = bounded(1);
+        let alone = engine.waiters.0.fetch_add(1, Ordering::Relaxed) == 0;
+        let waiting = Waiting(&engine.waiters.0);
+        self.send(engine, action, Msg::Flush(concern, reply))?;
+        if alone && !cfg!(shuttle) {
+            let until = Instant::now() + WATCH;
+            while Instant::now() < until {
+                if let Ok(answer) = answer.try_recv() {
+                    return answer;
+                }
+                std::hint::spin_loop();
+            }
+        }
+        let answered = self.wait_for_answer(engine, &answer, |_| {});
+        drop(waiting);
+        answered.unwrap_or_else(|| Err(self.stalled(engine, action)))
+    }
+
     /// Sends the janitor a question and waits for the answer while it makes progress.
     pub(crate) fn ask<R>(
         &self,
@@ -374,7 +409,7 @@ impl Core {
         answer: &Receiver<Result<R>>,
     ) -> Result<R> {
         self.send(engine, action, question)?;
-        self.wait_for_answer(engine, answer).unwrap_or_else(|| Err(self.stalled(engine, action)))
+        self.wait_for_answer(engine, answer, |_| {}).unwrap_or_else(|| Err(self.stalled(engine, action)))
     }
 
     fn send(&self, engine: &Engine, action: &'static str, question: Msg) -> Result<()> {
@@ -397,20 +432,28 @@ impl Core {
         Error::Degraded { reason, source: engine.link.failure().map(Arc::new) }
     }
 
-    /// `None` when nothing at all has moved for as long as is allowed.
-    fn wait_for_answer<R>(&self, engine: &Engine, answer: &Receiver<Result<R>>) -> Option<Result<R>> {
-        let mut progress = engine.link.progress();
+    /// `None` when nothing at all has moved for as long as is allowed. `look` is called now and then.
+    fn wait_for_answer<R>(
+        &self,
+        engine: &Engine,
+        answer: &Receiver<Result<R>>,
+        mut look: impl FnMut(&Engine),
+    ) -> Option<Result<R>> {
+        let patience = self.knobs.stall_timeout;
+        let mut progress = (engine.link.progress(), Instant::now());
         loop {
-            match answer.recv_timeout(self.knobs.stall_timeout) {
+            match answer.recv_timeout(patience.min(LOOK)) {
                 Ok(answer) => return Some(answer),
                 Err(RecvTimeoutError::Disconnected) => return Some(Err(self.gone(engine))),
                 Err(RecvTimeoutError::Timeout) if cfg!(shuttle) => {}
                 Err(RecvTimeoutError::Timeout) => {
+                    look(engine);
                     let now = engine.link.progress();
-                    if now == progress {
+                    if now != progress.0 {
+                        progress = (now, Instant::now());
+                    } else if progress.1.elapsed() >= patience {
                         return None;
                     }
-                    progress = now;
                 }
             }
         }
@@ -441,8 +484,9 @@ impl Core {
         let decision = Arc::new(janitor::Decision::default());
         let message = Msg::Close(janitor::Closing { reply, decision: decision.clone() });
         self.send(engine, "close", message)?;
+        let mut total = 0;
         let flushed = loop {
-            match self.wait_for_answer(engine, &answer) {
+            match self.wait_for_answer(engine, &answer, |engine| self.show_closing(engine, &mut total)) {
                 Some(answer) => break answer?,
                 None if decision.keep_open() => return Err(self.stalled(engine, "close")),
                 None => {}
@@ -450,6 +494,16 @@ impl Core {
         };
         self.join();
         Ok(flushed)
+    }
+
+    /// Calls the caller's callback with what is left to do, unless it is being called.
+    fn show_closing(&self, engine: &Engine, total: &mut u64) {
+        let left = engine.link.background.waiting();
+        *total = left.max(*total);
+        if let Some(mut callback) = self.on_progress.lock().take() {
+            callback(Progress { stage: Stage::Close, done: *total - left, total: *total });
+            *self.on_progress.lock() = Some(callback);
+        }
     }
 
     fn join(&self) {
@@ -468,6 +522,7 @@ impl Core {
             return;
         }
         let own_thread = engine.link.on_janitor_thread();
+        engine.link.background.limit_closing(Instant::now().checked_add(LEAVE_AFTER));
         let closed = if own_thread { Err(Error::Reentrant { action: "close" }) } else { self.close().map(drop) };
         if closed.is_ok() {
             return;
@@ -479,9 +534,18 @@ impl Core {
         engine.link.hurry();
         // One that hangs, or on whose thread this is, is not waited for. Dropping its handle lets the thread end alone.
         if !own_thread && !matches!(closed, Err(Error::Degraded { .. })) {
-            self.wait_for_answer(engine, &answer);
+            self.wait_for_answer(engine, &answer, |_| {});
         }
         drop(self.janitor.lock().take());
+    }
+}
+
+/// One of those that wait for their writes, until it goes.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -538,10 +602,12 @@ impl Loading<'_> {
         let intake = Intake {
             engine: &engine,
             quarantined: Mutex::new(Vec::new()),
+            replayed: AtomicUsize::new(0),
+            removed: Mutex::new(Vec::new()),
             on_progress: Mutex::new(core.on_progress.lock().take()),
         };
-        let loaded = backend.load(&Loader { sink: &intake });
-        let Intake { quarantined, on_progress, .. } = intake;
+        let loaded = backend.load(&Loader { sink: &intake, background: engine.link.background.clone() });
+        let Intake { quarantined, on_progress, replayed, .. } = intake;
         *core.on_progress.lock() = std::mem::take(&mut *on_progress.lock());
         let quarantined = std::mem::take(&mut *quarantined.lock());
         let counter = loaded?;
@@ -551,7 +617,7 @@ impl Loading<'_> {
 
         engine.version.0.fetch_max(counter, Ordering::Relaxed);
         let (members, collections, _) = engine.tally();
-        let report = LoadReport { members, collections, replayed: 0, quarantined, elapsed: started.elapsed() };
+        let report = LoadReport { members, collections, replayed: replayed.into_inner(), quarantined, elapsed: started.elapsed() };
         *engine.report.lock() = report.clone();
 
         if engine.persists() {
@@ -585,7 +651,41 @@ impl Loading<'_> {
 struct Intake<'a> {
     engine: &'a Engine,
     quarantined: Mutex<Vec<Quarantined>>,
+    /// Recovered changes that were news.
+    replayed: AtomicUsize,
+    /// What recovered deletes have left tombstones of.
+    removed: Mutex<Vec<(u32, Member, u64)>>,
     on_progress: Mutex<Option<OnProgress>>,
+}
+
+impl Intake<'_> {
+    fn recover_one(&self, change: &Change<'_>) -> Result<bool> {
+        let member = |name: &str| Member::from(name);
+        let (collection, version) = match *change {
+            Change::Put { collection, version, .. }
+            | Change::Delete { collection, version, .. }
+            | Change::Deadline { collection, version, .. }
+            | Change::Clear { collection, version } => (collection, version),
+        };
+        let shelves = self.engine.shelves(collection);
+        let table = &shelves.raw.table;
+        self.engine.version.0.fetch_max(version, Ordering::Relaxed);
+        let news = match *change {
+            Change::Put { member: name, codec, value, .. } => {
+                let stamp = Stamp::new(version, self.engine.codec_id(codec)?, false);
+                table.restore(member(name), Some(Value::from(value)), stamp)
+            }
+            Change::Delete { member: name, .. } => {
+                self.removed.lock().push((shelves.id, member(name), version));
+                table.restore(member(name), None, Stamp::new(version, 0, false))
+            }
+            Change::Deadline { member: name, .. } => table.restamp(name, version),
+            Change::Clear { .. } => table.restore_clear(version).map(|removed| removed > 0),
+        };
+        // A table that is being loaded is open to nobody else, so it cannot refuse.
+        debug_assert!(news.is_ok());
+        Ok(news.unwrap_or(false))
+    }
 }
 
 impl Sink for Intake<'_> {
@@ -603,10 +703,25 @@ impl Sink for Intake<'_> {
         let stamp = Stamp::new(version, self.engine.codec_id(codec)?, false);
         let shelves = self.engine.shelves(collection);
         // A table that is being loaded is open to nobody else, so it cannot refuse.
-        let restored = shelves.raw.table.restore(Member::from(member), Value::from(value), stamp);
+        let restored = shelves.raw.table.restore(Member::from(member), Some(Value::from(value)), stamp);
         debug_assert!(restored.is_ok());
         self.engine.version.0.fetch_max(version, Ordering::Relaxed);
         Ok(())
+    }
+
+    fn recover(&self, changes: &[Change<'_>]) -> Result<()> {
+        for change in changes {
+            let news = self.recover_one(change)?;
+            self.replayed.fetch_add(usize::from(news), Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    fn recovered(&self) {
+        for (collection, member, version) in std::mem::take(&mut *self.removed.lock()) {
+            // As above.
+            _ = self.engine.registry.by_id(collection).raw.table.bury(&member, version);
+        }
     }
 
     fn quarantined(&self, what: Quarantined) {

@@ -12,6 +12,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::backend::{Backend, Change};
+use crate::background::Background;
 use crate::core::Core;
 use crate::error::{Error, Result};
 use crate::key;
@@ -33,6 +34,9 @@ const BATCH_BYTES: usize = 8 << 20;
 /// The wait after a first failure, and the longest one.
 const FIRST_RETRY: Duration = Duration::from_millis(50);
 const LAST_RETRY: Duration = Duration::from_secs(5);
+
+/// How long the janitor looks out for the next write in `Immediate` mode before it sleeps.
+const LISTEN: Duration = Duration::from_micros(50);
 
 /// How long a change may wait for its sync in `Buffered` mode.
 const CHECKPOINT: Duration = Duration::from_secs(5);
@@ -101,6 +105,8 @@ pub(crate) struct Link {
     status: Mutex<Status>,
     /// The janitor panicked, or the backend did: with what.
     dead: OnceLock<String>,
+    /// What the backend does beside the janitor.
+    pub(crate) background: Arc<Background>,
     /// The janitor is in trouble: `status` says which.
     failing: AtomicBool,
     /// Writers wait for room: sync at once.
@@ -133,6 +139,7 @@ impl Link {
         let link = Link {
             status: Mutex::new(Status::default()),
             dead: OnceLock::new(),
+            background: Arc::default(),
             failing: AtomicBool::new(false),
             starved: AtomicBool::new(false),
             in_hand: AtomicUsize::new(0),
@@ -147,9 +154,13 @@ impl Link {
 
     #[inline]
     pub(crate) fn check_alive(&self) -> Result<()> {
-        match self.dead.get() {
-            None => Ok(()),
-            Some(panic) => Err(Error::Degraded { reason: format!("the janitor panicked: {panic}"), source: None }),
+        match (self.dead.get().map(String::as_str), self.background.dead()) {
+            (None, None) => Ok(()),
+            (Some(panic), _) => Err(Error::Degraded { reason: format!("the janitor panicked: {panic}"), source: None }),
+            (_, Some(panic)) => {
+                let reason = format!("the thread that writes files panicked: {panic}");
+                Err(Error::Degraded { reason, source: None })
+            }
         }
     }
 
@@ -173,7 +184,8 @@ impl Link {
         let status = self.status.lock();
         let mut since = Vec::new();
         let mut problems = Vec::new();
-        if let Some((from, _)) = status.called.filter(|(_, started)| started.elapsed() > patience) {
+        let hangs = |started: Instant| started.elapsed() > patience && self.background.still_for() > patience;
+        if let Some((from, _)) = status.called.filter(|(_, started)| hangs(*started)) {
             since.push(from);
             let reason = format!("the backend has not come back for {patience:?}");
             problems.push(Error::Degraded { reason, source: None });
@@ -183,6 +195,10 @@ impl Link {
             problems.push(error.clone());
         }
         drop(status);
+        if let Some((from, error)) = self.background.failure() {
+            since.push(from);
+            problems.push(error);
+        }
         if let Err(dead) = self.check_alive() {
             problems.insert(0, dead);
         }
@@ -207,7 +223,7 @@ impl Link {
     }
 
     pub(crate) fn progress(&self) -> u64 {
-        self.progress.load(Ordering::Relaxed)
+        self.progress.load(Ordering::Relaxed) + self.background.progress()
     }
 
     /// Counts what became durable: not the bytes, the occasions.
@@ -379,9 +395,9 @@ impl Janitor {
     /// Waits for something to do, lets more of it gather, and takes it. False when nobody can send any more.
     fn receive(&mut self) -> bool {
         let mut waited = false;
-        let first = match self.inbox.try_recv() {
-            Ok(message) => Some(message),
-            Err(_) => {
+        let first = match self.listen() {
+            Some(message) => Some(message),
+            None => {
                 waited = true;
                 match self.next_due() {
                     None => match self.inbox.recv() {
@@ -403,6 +419,13 @@ impl Janitor {
         }
         if let Some(message) = first {
             self.take_in(message);
+            if self.immediate() && !self.somebody_waits() {
+                // Whoever wrote it is about to wait for it.
+                if let Some(message) = self.listen() {
+                    self.take_in(message);
+                }
+                self.drain();
+            }
             if !self.somebody_waits() {
                 // Nothing is lost if this is cut short or not: it only makes batches larger.
                 _ = self.urgent.recv_timeout(GATHER);
@@ -410,6 +433,24 @@ impl Janitor {
         }
         self.drain();
         true
+    }
+
+    fn immediate(&self) -> bool {
+        self.core.knobs.durability == Durability::Immediate
+    }
+
+    /// What is in the channel. In `Immediate` mode a writer that comes back at once is waited for without sleeping: to
+    /// fall asleep and be woken up again takes as long as half a sync.
+    fn listen(&self) -> Option<Msg> {
+        let mut message = self.inbox.try_recv().ok();
+        if self.immediate() && !cfg!(shuttle) {
+            let until = Instant::now() + LISTEN;
+            while message.is_none() && Instant::now() < until {
+                std::hint::spin_loop();
+                message = self.inbox.try_recv().ok();
+            }
+        }
+        message
     }
 
     /// When there is something to do even if nothing comes in.
@@ -471,6 +512,7 @@ impl Janitor {
             collection: &exhibit.collection,
             member: &exhibit.member,
             version: exhibit.version,
+            deadline: None,
             codec: &exhibit.codec,
             value: &exhibit.value,
         };
@@ -580,9 +622,12 @@ impl Janitor {
         for (key, load, _, codec) in &taken {
             let (collection, member, version) = (collections[&key.0].name(), key.1.as_str(), load.version);
             batch.push(match &load.payload {
-                Payload::Shared(value) => Change::Put { collection, member, version, codec, value },
+                Payload::Shared(value) => {
+                    Change::Put { collection, member, version, deadline: None, codec, value }
+                }
                 Payload::Encoded(range) => {
-                    Change::Put { collection, member, version, codec, value: &buffer[range.clone()] }
+                    let value = &buffer[range.clone()];
+                    Change::Put { collection, member, version, deadline: None, codec, value }
                 }
                 Payload::Gone | Payload::Unencodable(_) => Change::Delete { collection, member, version },
             });
@@ -604,22 +649,30 @@ impl Janitor {
         let failed: HashSet<usize> = some.iter().map(|(index, _)| *index).collect();
         let is_failed = |index: usize| all.is_some() || failed.contains(&index);
         let offset = clears.len();
+        // In `Buffered` mode what the system has is at risk no more.
+        let buffered = self.core.knobs.durability == Durability::Buffered;
+        let mut handed = 0;
         for (index, (id, version)) in clears.into_iter().enumerate() {
             let waiting = if is_failed(index) { &mut self.clears } else { &mut self.applied_clears };
             let clear = waiting.entry(id).or_insert(version);
             *clear = version.max(*clear);
         }
-        for (index, (key, load, charge, _)) in taken.into_iter().enumerate() {
+        for (index, (key, load, mut charge, _)) in taken.into_iter().enumerate() {
             if is_failed(offset + index) {
                 self.pending.insert(key, charge);
             } else {
                 let deleted = matches!(load.payload, Payload::Gone);
+                let charge = if buffered { handed += std::mem::take(&mut charge); 0 } else { charge };
                 let applied = Applied { version: load.version, deleted, charge };
                 if let Some(older) = self.applied.insert(key, applied) {
                     // What it replaced is at risk no more.
                     engine.adjust_unsaved(-(older.charge as isize));
                 }
             }
+        }
+        if handed > 0 {
+            engine.adjust_unsaved(-(handed as isize));
+            self.link.room_was_made();
         }
         if !self.applied.is_empty() || !self.applied_clears.is_empty() {
             self.applied_since.get_or_insert_with(Instant::now);
@@ -652,7 +705,7 @@ impl Janitor {
 
     fn sync_is_due(&self) -> bool {
         if self.applied.is_empty() && self.applied_clears.is_empty() {
-            return false;
+            return self.link.background.unsettled() && !self.flushes.is_empty();
         }
         self.somebody_waits() || self.applied_since.is_some_and(|since| since.elapsed() >= self.sync_after())
     }

@@ -68,12 +68,14 @@
 #![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used))]
 
 pub mod backend;
+mod background;
 mod codec;
 mod collection;
 mod core;
 mod error;
 mod fs;
 mod janitor;
+mod journal;
 mod key;
 mod map;
 mod options;
@@ -83,7 +85,7 @@ mod store;
 mod sync;
 mod value;
 
-pub use backend::{Backend, Progress, Quarantined};
+pub use backend::{Backend, Progress, Quarantined, Stage};
 #[cfg(feature = "bincode")]
 pub use codec::Bincode;
 pub use codec::{Codec, CodecError, Json};

@@ -56,6 +56,7 @@ pub struct Options {
 pub(crate) struct Knobs {
     pub(crate) durability: Durability,
     pub(crate) max_unsaved: usize,
+    pub(crate) max_journal: u64,
     pub(crate) write_timeout: Duration,
     pub(crate) stall_timeout: Duration,
     pub(crate) quarantine_undecodable: bool,
@@ -66,6 +67,7 @@ impl Default for Knobs {
         Knobs {
             durability: Durability::default(),
             max_unsaved: 256 << 20,
+            max_journal: 256 << 20,
             write_timeout: Duration::from_secs(10),
             stall_timeout: Duration::from_secs(30),
             quarantine_undecodable: false,
@@ -102,7 +104,15 @@ impl Options {
         self
     }
 
-    /// How long a write waits at that bound before it fails with [`Error::Degraded`](crate::Error::Degraded). While
+    /// The most bytes in the journal that have not come to rest in files. At this bound the janitor waits for the files,
+    /// and with it, once [`max_unsaved`](Self::max_unsaved) is reached too, the writers. The journal's directory can
+    /// be larger by one segment, of at most 8 MiB and one value. Default: 256 MiB.
+    pub fn max_journal(mut self, bytes: u64) -> Self {
+        self.knobs.max_journal = bytes;
+        self
+    }
+
+    /// How long a write waits at the bound of unsaved bytes before it fails with [`Error::Degraded`](crate::Error::Degraded). While
     /// the disk is failing it does not wait. Default: 10 s.
     pub fn write_timeout(mut self, limit: Duration) -> Self {
         self.knobs.write_timeout = limit;
@@ -130,7 +140,7 @@ impl Options {
         self
     }
 
-    /// Called now and then by `load`, on the thread that loads.
+    /// Called now and then by `load`, and by a `close` that takes a while, on the thread that loads or closes.
     pub fn on_progress(mut self, callback: impl FnMut(Progress) + Send + 'static) -> Self {
         self.progress = Some(Box::new(callback));
         self
@@ -143,7 +153,7 @@ impl Options {
     /// If the path cannot be a store. Nothing is created.
     pub fn build(mut self) -> Result<Store> {
         if self.backend.is_none() {
-            let files = Files::new(&self.path)?;
+            let files = Files::new(&self.path)?.max_journal(self.knobs.max_journal);
             self.path = files.path().to_owned();
             self.backend = Some(Box::new(files));
         }

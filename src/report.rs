@@ -14,7 +14,7 @@ pub struct LoadReport {
     pub members: usize,
     /// Collections that have members.
     pub collections: usize,
-    /// Changes that were recovered from the journal. Always 0 while there is no journal.
+    /// Changes that were recovered from the journal: those that were not in the files yet.
     pub replayed: usize,
     /// What was damaged, and was put aside.
     pub quarantined: Vec<Quarantined>,
@@ -52,7 +52,8 @@ pub struct Stats {
     pub oldest_dirty: Option<Duration>,
     /// Bytes written and not yet durable, which [`Options::max_unsaved`](crate::Options::max_unsaved) bounds.
     pub unsaved_bytes: usize,
-    /// Bytes in the journal. Always 0 while there is no journal.
+    /// Bytes in the journal that have not come to rest in files, which
+    /// [`Options::max_journal`](crate::Options::max_journal) bounds.
     pub journal_bytes: u64,
 }
 

@@ -163,7 +163,7 @@ impl Store {
             dirty: (engine.waiting() + engine.link.in_hand()).max(usize::from(unsaved_bytes > 0)),
             oldest_dirty: engine.link.oldest(),
             unsaved_bytes,
-            journal_bytes: 0,
+            journal_bytes: engine.link.background.waiting(),
         }
     }
 

@@ -108,6 +108,7 @@ impl Backend for Gate {
                     let start = format!("{collection}/");
                     state.members.retain(|key, _| !key.starts_with(&start));
                 }
+                _ => unreachable!("nothing else is sent"),
             }
         }
         if failed.is_empty() { Ok(()) } else { Err(Rejected::some(failed)) }

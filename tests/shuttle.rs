@@ -83,6 +83,7 @@ impl Backend for Shared {
                     let start = format!("{collection}/");
                     disk.applied.retain(|key, value| !key.starts_with(&start) || value.0 >= version);
                 }
+                _ => unreachable!("nothing else is sent"),
             }
         }
         Ok(())

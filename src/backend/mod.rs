@@ -73,7 +73,7 @@
 //!         let members = &mut self.content.members;
 //!         for change in batch {
 //!             match *change {
-//!                 Change::Put { collection, member, version, codec, value } => {
+//!                 Change::Put { collection, member, version, codec, value, .. } => {
 //!                     let key = format!("{collection}/{member}");
 //!                     members.insert(key, (version, codec.to_owned(), value.to_vec()));
 //!                 }
@@ -84,6 +84,7 @@
 //!                     let start = format!("{collection}/");
 //!                     members.retain(|key, value| !key.starts_with(&start) || value.0 >= version);
 //!                 }
+//!                 _ => return Err(Error::backend("apply", "a change of a kind that it does not know").into()),
 //!             }
 //!             self.content.counter = self.content.counter.max(change.version());
 //!         }
@@ -122,10 +123,12 @@ mod memory;
 
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 pub use files::Files;
 pub use memory::Memory;
 
+use crate::background::Background;
 use crate::error::{Error, Result};
 
 /// Where changes come to rest. See the [module's page](self) for the rules.
@@ -145,6 +148,20 @@ pub trait Backend: Send {
     ///
     /// Says which changes, or that all, were not applied. They are offered again.
     fn apply(&mut self, batch: &[Change<'_>]) -> Result<(), Rejected>;
+
+    /// Takes the changes of one transaction: after a crash all of them must be there, or none. The provided one applies
+    /// them as a batch, and so promises no more than [`apply`](Self::apply) does.
+    ///
+    /// # Errors
+    ///
+    /// When not all were applied. They are offered again, all of them.
+    fn apply_transaction(&mut self, changes: &[Change<'_>]) -> Result<()> {
+        match self.apply(changes) {
+            Ok(()) => Ok(()),
+            Err(Rejected { all: Some(error), .. }) => Err(*error),
+            Err(Rejected { some, .. }) => some.into_iter().next().map_or(Ok(()), |(_, error)| Err(error)),
+        }
+    }
 
     /// Makes everything applied so far durable.
     ///
@@ -180,8 +197,9 @@ pub trait Backend: Send {
 /// One change of what is stored.
 ///
 /// Versions come from one counter of the store and are unique in it; a member's later change has the higher one.
+/// Kinds may be added: a backend refuses one that it does not know.
+#[non_exhaustive]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(clippy::exhaustive_enums)]
 pub enum Change<'a> {
     /// The member has this value now.
     Put {
@@ -191,6 +209,8 @@ pub enum Change<'a> {
         member: &'a str,
         /// The write's number.
         version: u64,
+        /// When the member expires, in milliseconds since 1970.
+        deadline: Option<u64>,
         /// The name of the codec that wrote `value`; `raw` for bytes put by key.
         codec: &'a str,
         /// The value, encoded.
@@ -205,6 +225,17 @@ pub enum Change<'a> {
         /// The write's number.
         version: u64,
     },
+    /// The member's value stays, and its deadline is this now. (Nothing sends it yet.)
+    Deadline {
+        /// The collection.
+        collection: &'a str,
+        /// The member.
+        member: &'a str,
+        /// The write's number.
+        version: u64,
+        /// When the member expires, in milliseconds since 1970.
+        deadline: Option<u64>,
+    },
     /// Every member of the collection with a lower version is gone.
     Clear {
         /// The collection.
@@ -218,7 +249,10 @@ impl Change<'_> {
     /// The write's number.
     pub fn version(&self) -> u64 {
         match *self {
-            Change::Put { version, .. } | Change::Delete { version, .. } | Change::Clear { version, .. } => version,
+            Change::Put { version, .. }
+            | Change::Delete { version, .. }
+            | Change::Deadline { version, .. }
+            | Change::Clear { version, .. } => version,
         }
     }
 }
@@ -248,14 +282,26 @@ impl From<Error> for Rejected {
     }
 }
 
-/// How far a load has come.
+/// How far a load, or a close, has come.
 #[non_exhaustive]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Progress {
-    /// Members read so far.
+    /// What it is the progress of.
+    pub stage: Stage,
+    /// Members read, or bytes of the journal brought to the files, so far.
     pub done: u64,
-    /// Members there are to read.
+    /// Members there are to read, or bytes of the journal that there were when the close began.
     pub total: u64,
+}
+
+/// What may take a while.
+#[non_exhaustive]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// Loading: members are read.
+    Load,
+    /// Closing: what the journal holds comes to rest in files.
+    Close,
 }
 
 /// A file, or whatever a backend keeps its members in, that was put aside because it is damaged.
@@ -273,6 +319,7 @@ pub struct Quarantined {
 /// What a [`Backend`] gives its members to when it loads.
 pub struct Loader<'a> {
     pub(crate) sink: &'a dyn Sink,
+    pub(crate) background: Arc<Background>,
 }
 
 impl fmt::Debug for Loader<'_> {
@@ -284,6 +331,10 @@ impl fmt::Debug for Loader<'_> {
 /// The store's side of a load.
 pub(crate) trait Sink: Sync {
     fn put(&self, collection: &str, member: &str, version: u64, codec: &str, value: &[u8]) -> Result<()>;
+    /// Changes that were recovered, in their order, beside members of any version.
+    fn recover(&self, changes: &[Change<'_>]) -> Result<()>;
+    /// All have been.
+    fn recovered(&self);
     fn quarantined(&self, what: Quarantined);
     fn progress(&self, progress: Progress);
 }
@@ -306,6 +357,14 @@ impl Loader<'_> {
     /// Reports progress: calls the callback given to [`Options::on_progress`](crate::Options::on_progress), if any, on this
     /// thread.
     pub fn progress(&self, done: u64, total: u64) {
-        self.sink.progress(Progress { done, total });
+        self.sink.progress(Progress { stage: Stage::Load, done, total });
+    }
+
+    pub(crate) fn recover(&self, changes: &[Change<'_>]) -> Result<()> {
+        self.sink.recover(changes)
+    }
+
+    pub(crate) fn recovered(&self) {
+        self.sink.recovered();
     }
 }

@@ -85,7 +85,7 @@ pub(crate) trait File: Send {
 }
 
 /// A file that is there to be locked. Its content is a note for people.
-pub(crate) trait LockFile: Debug + Send {
+pub(crate) trait LockFile: Debug + Send + Sync {
     /// Takes the lock, or says at once that somebody else has it.
     fn try_lock(&mut self) -> io::Result<bool>;
     fn unlock(&mut self) -> io::Result<()>;

@@ -312,36 +312,68 @@ impl<V: Stored> Table<V> {
         })?
     }
 
-    /// Puts a member that the backend holds already: clean, and nobody is told. The highest version wins; whether it
-    /// was this one is returned.
-    pub(crate) fn restore(&self, member: Member, value: V, stamp: Stamp) -> Result<bool, Refused> {
+    /// Puts a member, or a tombstone, that is stored already: clean, and nobody is told. The highest version wins; whether
+    /// it was this one is returned.
+    pub(crate) fn restore(&self, member: Member, mut value: Option<V>, stamp: Stamp) -> Result<bool, Refused> {
         let hash = self.hash(&member);
-        let weight = (member.len() + value.weight()) as u64;
-        let mut rejected = None;
-        let done = self.write(hash, |inner| {
+        let weigh = |value: &Option<V>| value.as_ref().map_or(0, |value| (member.len() + value.weight()) as u64);
+        let new = weigh(&value);
+        // What is not kept is dropped when the lock is gone.
+        self.write(hash, |inner| {
             let Inner { slots, live, bytes, .. } = inner;
+            *live += u32::from(value.is_some());
+            *bytes += new;
             match slots.entry(hash, |slot| slot.member == member, |slot| hash_name(&self.hasher, &slot.member)) {
                 Entry::Occupied(mut occupied) => {
                     let slot = occupied.get_mut();
-                    if slot.stamp.version() >= stamp.version() {
-                        rejected = Some(value);
-                        return false;
+                    let newer = slot.stamp.version() < stamp.version();
+                    if newer {
+                        slot.stamp = stamp;
+                        std::mem::swap(&mut slot.value, &mut value);
                     }
-                    slot.stamp = stamp;
-                    rejected = slot.value.replace(value);
-                    *bytes -= rejected.as_ref().map_or(0, |old| (slot.member.len() + old.weight()) as u64);
-                    *bytes += weight;
+                    *live -= u32::from(value.is_some());
+                    *bytes -= weigh(&value);
+                    newer
                 }
                 Entry::Vacant(vacant) => {
-                    vacant.insert(Slot { member: member.clone(), value: Some(value), stamp });
-                    *live += 1;
-                    *bytes += weight;
+                    vacant.insert(Slot { member: member.clone(), value: value.take(), stamp });
+                    true
                 }
             }
-            true
-        });
-        drop(rejected);
-        done
+        })
+    }
+
+    /// Gives a stored member a higher version. Whether there was a member with a lower one is returned.
+    pub(crate) fn restamp(&self, member: &str, version: u64) -> Result<bool, Refused> {
+        let hash = self.hash(member);
+        self.write(hash, |inner| match inner.slots.find_mut(hash, |slot| slot.member == *member) {
+            Some(slot) if slot.value.is_some() && slot.stamp.version() < version => {
+                slot.stamp = Stamp::new(version, slot.stamp.codec(), slot.stamp.dirty());
+                true
+            }
+            _ => false,
+        })
+    }
+
+    /// Removes the stored members that have a lower version, and says how many those were.
+    pub(crate) fn restore_clear(&self, version: u64) -> Result<usize, Refused> {
+        let mut all = self.lock_all();
+        if self.moved.load(Ordering::Relaxed) {
+            return Err(Refused::Moved);
+        }
+        let mut removed = Vec::new();
+        for inner in &mut all.guards {
+            let Inner { slots, live, bytes, .. } = &mut **inner;
+            for slot in slots.extract_if(|slot| slot.stamp.version() < version) {
+                if let Some(value) = slot.value {
+                    *live -= 1;
+                    *bytes -= (slot.member.len() + value.weight()) as u64;
+                    removed.push(value);
+                }
+            }
+        }
+        drop(all);
+        Ok(removed.len())
     }
 
     /// Deletes a member, if it has the version given or none is given, and returns the value that was there.

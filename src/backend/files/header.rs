@@ -48,9 +48,19 @@ fn quoted(key: &str) -> String {
 }
 
 /// Appends the whole file to `out`.
-pub(super) fn encode(out: &mut Vec<u8>, collection: &str, member: &str, version: u64, codec: &str, value: &[u8]) {
+pub(super) fn encode(
+    out: &mut Vec<u8>,
+    collection: &str,
+    member: &str,
+    version: u64,
+    deadline: Option<u64>,
+    codec: &str,
+    value: &[u8],
+) {
     let (key, length) = (quoted(&key::join(collection, member)), value.len());
-    let start = format!("larder {FORMAT} codec={codec} version={version} deadline=none key={key} length={length}");
+    let deadline = deadline.map_or_else(|| "none".to_owned(), |deadline| deadline.to_string());
+    let start =
+        format!("larder {FORMAT} codec={codec} version={version} deadline={deadline} key={key} length={length}");
     let checksum = sum(start.as_bytes(), value);
     out.reserve(start.len() + 16 + value.len());
     out.extend_from_slice(start.as_bytes());
@@ -109,8 +119,8 @@ pub(super) fn parse(start: &[u8]) -> Result<(Header<'_>, usize), String> {
     let codec = field(&mut rest, "codec=")?;
     let version = number(field(&mut rest, "version=")?, "version")?;
     let deadline = field(&mut rest, "deadline=")?;
-    if deadline != "none" {
-        return Err(format!("its deadline is {deadline:?}, and only \"none\" is known"));
+    if deadline != "none" && number(deadline, "deadline")? == u64::MAX {
+        return Err(format!("its deadline {deadline} is not a time"));
     }
     let quoted = rest.strip_prefix("key=").ok_or("its header has no key")?;
     let (key, mut rest) = unquote(quoted).ok_or("its key is not a JSON string, spelled as larder spells it")?;
@@ -168,7 +178,7 @@ mod tests {
 
     fn sample(member: &str, value: &[u8]) -> Vec<u8> {
         let mut file = Vec::new();
-        encode(&mut file, "artist", member, 42, "json", value);
+        encode(&mut file, "artist", member, 42, None, "json", value);
         file
     }
 
@@ -238,7 +248,8 @@ mod tests {
             ("larder 1", "larder 01"),
             ("larder 1", "larder  1"),
             ("codec=json", "codec=JSON"),
-            ("deadline=none", "deadline=0"),
+            ("deadline=none", "deadline=00"),
+            ("deadline=none", "deadline=18446744073709551615"),
         ] {
             let respelled = text.replace(right, wrong);
             assert_ne!(respelled, text);

@@ -81,7 +81,7 @@ fn read(fs: &dyn Fs, root: &Dir, chunk: &Chunk, loader: &Loader<'_>) -> Result<(
         fs.open_dir(root, &chunk.dir).map_err(|error| Error::io("open directory", root.join(&chunk.dir), error))?;
     let mut damaged = Vec::new();
     let mut highest = 0;
-    let mut buffer = vec![0; FIRST_READ];
+    let mut buffer = Vec::new();
     for file in &chunk.files {
         let read = fs.open(&dir, file).and_then(|mut open| read_whole(&mut *open, &mut buffer));
         let reason = match read {
@@ -103,7 +103,8 @@ fn read(fs: &dyn Fs, root: &Dir, chunk: &Chunk, loader: &Loader<'_>) -> Result<(
 }
 
 /// Reads a file, but no further than its header says, and one byte: what cannot be a member's file is not read whole.
-fn read_whole(file: &mut dyn File, buffer: &mut Vec<u8>) -> io::Result<usize> {
+pub(super) fn read_whole(file: &mut dyn File, buffer: &mut Vec<u8>) -> io::Result<usize> {
+    buffer.resize(buffer.len().max(FIRST_READ), 0);
     let filled = read_up_to(file, &mut buffer[..FIRST_READ])?;
     if filled < FIRST_READ {
         return Ok(filled);
@@ -118,7 +119,7 @@ fn read_whole(file: &mut dyn File, buffer: &mut Vec<u8>) -> io::Result<usize> {
 }
 
 /// EIO; on Windows ERROR_CRC and ERROR_IO_DEVICE. std has no kind for them.
-fn is_bad_medium(error: &io::Error) -> bool {
+pub(super) fn is_bad_medium(error: &io::Error) -> bool {
     let codes: &[i32] = if cfg!(windows) { &[23, 1117] } else { &[5] };
     error.raw_os_error().is_some_and(|code| codes.contains(&code))
 }
@@ -224,7 +225,7 @@ mod tests {
     fn no_more_is_read_of_a_file_than_its_header_says_and_a_byte() {
         for (length, most) in [(5, FIRST_READ), (100_000, 100_200), (0, FIRST_READ)] {
             let mut start = Vec::new();
-            header::encode(&mut start, "c", "m", 1, "raw", &vec![b'v'; length]);
+            header::encode(&mut start, "c", "m", 1, None, "raw", &vec![b'v'; length]);
             let mut file = Endless { start, read: 0 };
             let mut buffer = vec![0; FIRST_READ];
             let filled = read_whole(&mut file, &mut buffer).unwrap();

@@ -8,6 +8,7 @@ use crate::fs::{Dir, Fs, Kind, LockFile, read_up_to, write_all};
 
 pub(super) const META_DIR: &str = ".larder";
 pub(super) const TMP_DIR: &str = "tmp";
+pub(super) const JOURNAL_DIR: &str = "journal";
 pub(super) const QUARANTINE_DIR: &str = "quarantine";
 pub(super) const LOCK: &str = "lock";
 pub(super) const FORMAT_FILE: &str = "format";

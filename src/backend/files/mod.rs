@@ -1,43 +1,41 @@
-//! One file per member, in one directory per collection.
+//! One file per member, in one directory per collection, behind a journal.
 //!
-//! Every batch is written with the barriers that keep a crash from damaging what was there: all new files are written
-//! under temporary names and made durable, then all are renamed into place, and `sync` makes the directories durable.
-//! `docs/format.md` describes what is on the disk.
+//! A batch of changes goes to the journal, and [`sync`](Backend::sync) makes it durable there, with one sync whatever it
+//! holds. The files follow in the background: [`follower`]. `docs/format.md` describes what is on the disk.
 
 #[cfg(test)]
 mod faults;
+mod folder;
+mod follower;
 mod header;
 mod load;
 mod meta;
 mod name;
+mod place;
 
-use std::collections::{HashMap, HashSet};
-use std::io;
+use std::collections::{BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use super::{Backend, Change, Loader, Rejected};
 use crate::error::{Error, Result};
-use crate::fs::{Dir, Fs, Kind, Native, read_up_to, write_all};
-use meta::{Lock, META_DIR, Mark, QUARANTINE_DIR, TMP_DIR};
-
-/// How far the counter's durable mark runs ahead of the versions in use, so that it is seldom written.
-const MARK_AHEAD: u64 = 1 << 16;
+use crate::fs::{Fs, Native};
+use crate::journal::frame::Content;
+use crate::journal::{self, Extent, Journal, segment};
+use folder::Folder;
+use follower::Follower;
+use meta::{META_DIR, Mark};
+use place::Place;
 
 /// How far the counter jumps when its mark is lost: past every number that deletes may have used up since the highest
 /// version that is still there.
 const AFTER_DAMAGE: u64 = 1 << 32;
 
-/// Up to this many files or directories are synced one by one; more go through one sync of the file system, which
-/// also waits for what others are writing.
-const SYNC_EACH: usize = 8;
+/// How long a full journal may wait for files that make no progress at all.
+const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Collection directories that are kept open. A store holds no more descriptors than these and a dozen, however many
-/// collections a batch touches.
-const DIRS_KEPT: usize = 32;
-
-/// The default backend: one readable file per member.
+/// The default backend: a journal, and one readable file per member.
 ///
 /// It is made by [`Store::options`](crate::Store::options) from the store's path; it is public for its name and its
 /// place in the documentation.
@@ -45,28 +43,27 @@ const DIRS_KEPT: usize = 32;
 pub struct Files {
     path: PathBuf,
     fs: Arc<dyn Fs>,
+    max_journal: u64,
+    /// Tests of crashes have the files follow at each sync, so that runs are alike.
+    #[cfg(test)]
+    pub(crate) eager: bool,
     open: Option<Opened>,
 }
 
-/// What a loaded store holds open. The lock comes last: it is released after everything else is closed.
 #[derive(Debug)]
 struct Opened {
-    fs: Arc<dyn Fs>,
-    root: Dir,
-    meta: Dir,
-    tmp: Dir,
-    quarantine: Dir,
-    /// By directory name.
-    dirs: HashMap<String, Arc<Dir>>,
-    /// The names of the directories that have changed since the last sync.
-    unsynced: HashSet<String>,
-    /// A collection directory was made since the last sync.
-    root_unsynced: bool,
-    next_temporary: u64,
-    /// The counter's durable mark.
-    mark: u64,
-    sync_fs: bool,
-    _lock: Lock,
+    place: Arc<Place>,
+    journal: Journal,
+    follower: Follower,
+    /// Frames that an earlier process appended and may not have made durable. They go first.
+    carried: Vec<Content>,
+    /// The highest number that is known.
+    counter: u64,
+    /// What the counter's file says; `None` if there is none, or a damaged one.
+    mark: Option<u64>,
+    /// A segment of this size is followed by another.
+    segment: u64,
+    max_journal: u64,
 }
 
 impl Files {
@@ -79,15 +76,29 @@ impl Files {
         Files::on(Arc::new(Native), path.as_ref())
     }
 
-    /// The store's directory, resolved.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
     pub(crate) fn on(fs: Arc<dyn Fs>, path: &Path) -> Result<Files> {
         let path = meta::absolute(path)?;
         meta::check_path(&*fs, &path)?;
-        Ok(Files { path, fs, open: None })
+        Ok(Files {
+            path,
+            fs,
+            max_journal: 256 << 20,
+            #[cfg(test)]
+            eager: false,
+            open: None,
+        })
+    }
+
+    /// The most bytes in the journal that have not come to rest in files. See
+    /// [`Options::max_journal`](crate::Options::max_journal).
+    pub fn max_journal(mut self, bytes: u64) -> Self {
+        self.max_journal = bytes;
+        self
+    }
+
+    /// The store's directory, resolved.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     fn opened(&mut self) -> Result<&mut Opened> {
@@ -97,428 +108,258 @@ impl Files {
 
 impl Backend for Files {
     fn load(&mut self, loader: &Loader<'_>) -> Result<u64> {
-        let mut open = Opened::open(&self.path, self.fs.clone())?;
-        let mark = open.load(loader)?;
+        let place = Arc::new(Place::open(&self.path, self.fs.clone())?);
+        let mut open = Opened::load(place, self.max_journal, loader)?;
+        // If it fails the store is open all the same, and it is tried again before anything else is stored.
+        _ = open.carry();
+        // Nor is it one that the files do not follow yet.
+        _ = open.follower.start();
+        let counter = open.counter;
         self.open = Some(open);
-        Ok(mark)
+        Ok(counter)
     }
 
     fn apply(&mut self, batch: &[Change<'_>]) -> Result<(), Rejected> {
-        self.opened()?.apply(batch)
+        Ok(self.opened()?.apply(&[], batch)?)
+    }
+
+    fn apply_transaction(&mut self, changes: &[Change<'_>]) -> Result<()> {
+        self.opened()?.apply(&[changes], &[])
     }
 
     fn sync(&mut self) -> Result<()> {
-        self.opened()?.sync()
+        self.opened()?.sync()?;
+        #[cfg(test)]
+        if self.eager {
+            // What the files do not take is told by `health`, and by `close`.
+            _ = self.opened()?.follower.finish();
+        }
+        Ok(())
     }
 
     fn close(&mut self, counter: u64) -> Result<()> {
-        let open = self.opened()?;
-        match meta::write_mark(&*open.fs, &open.meta, &open.tmp, counter) {
-            // The mark that is there covers it: numbers only skip some.
-            Err(_) if counter <= open.mark => {}
-            written => written?,
-        }
+        self.opened()?.close(counter)?;
         self.open = None;
         Ok(())
     }
 
     fn quarantine(&mut self, member: &Change<'_>, reason: &str) -> Result<PathBuf> {
-        self.opened()?.quarantine_copy(member, reason)
+        self.opened()?.place.quarantine_copy(member, reason)
     }
+}
+
+/// A segment that was found, and what its neighbours say of it.
+struct Known {
+    number: u64,
+    header: Option<segment::Header>,
+    /// How far the one that follows says that it was durable.
+    durable: u64,
 }
 
 impl Opened {
-    /// Opens the directory and takes its lock, creating what is missing.
-    fn open(path: &Path, fs: Arc<dyn Fs>) -> Result<Opened> {
-        meta::check_path(&*fs, path)?;
-        meta::make_path(&*fs, path)?;
-        let root = fs.open_root(path).map_err(|error| Error::io("open directory", path, error))?;
-        let meta = open_or_make(&*fs, &root, META_DIR)?;
-        let lock = Lock::take(&*fs, path, &meta)?;
-        let format = meta::read_format(&*fs, path, &meta)?;
-        let tmp = open_or_make(&*fs, &meta, TMP_DIR)?;
-        let quarantine = open_or_make(&*fs, &meta, QUARANTINE_DIR)?;
-        let sync_fs = fs.has_sync_fs();
-        let mut open = Opened {
-            fs,
-            root,
-            meta,
-            tmp,
-            quarantine,
-            dirs: HashMap::new(),
-            unsynced: HashSet::new(),
-            root_unsynced: false,
-            next_temporary: 0,
-            mark: 0,
-            sync_fs,
-            _lock: lock,
-        };
-        if format.is_none() {
-            open.initialise()?;
-        }
-        Ok(open)
-    }
-
-    /// The format is written last: without it there is nothing in the directory that counts.
-    fn initialise(&mut self) -> Result<()> {
-        let listed = self.fs.list(&self.root).map_err(|error| Error::io("list", self.root.path(), error))?;
-        if listed.iter().any(|entry| entry.name != META_DIR) {
-            let path = self.meta.join(meta::FORMAT_FILE);
-            return Err(Error::Corrupt { path, reason: "it is missing, and there is something beside .larder".into() });
-        }
-        self.sync_one(&self.meta)?;
-        self.sync_one(&self.root)?;
-        if let Some(parent) = self.root.path().parent() {
-            // The store's own name. A parent that cannot be opened is not ours to sync.
-            if let Ok(parent) = self.fs.open_root(parent) {
-                self.sync_one(&parent)?;
-            }
-        }
-        meta::write_format(&*self.fs, &self.meta, &self.tmp)
-    }
-
-    fn sync_one(&self, dir: &Dir) -> Result<()> {
-        self.fs.sync_dir(dir).map_err(|error| Error::io("sync directory", dir.path(), error))
-    }
-
-    fn load(&mut self, loader: &Loader<'_>) -> Result<u64> {
-        self.remove_temporaries()?;
-        let (mut damaged, highest) = load::load(&*self.fs, &self.root, loader)?;
-        // What is durable, and what numbers go on from.
-        let counter;
-        (self.mark, counter) = match meta::read_mark(&*self.fs, &self.meta)? {
-            Mark::At(mark) => (mark, mark),
-            Mark::Missing => (0, 0),
+    fn load(place: Arc<Place>, max_journal: u64, loader: &Loader<'_>) -> Result<Opened> {
+        let (mut damaged, highest) = load::load(&*place.fs, &place.root, loader)?;
+        let (mark, mut counter) = match meta::read_mark(&*place.fs, &place.meta)? {
+            Mark::At(mark) => (Some(mark), mark),
+            Mark::Missing => (None, 0),
             Mark::Damaged(reason) => {
-                self.put_aside(&self.meta, META_DIR, meta::COUNTER_FILE, &reason, 0, loader)?;
-                (0, (highest + AFTER_DAMAGE).min(crate::map::MAX_VERSION))
+                place.put_aside(&place.meta, META_DIR, meta::COUNTER_FILE, &reason, 0, loader)?;
+                (None, (highest + AFTER_DAMAGE).min(crate::map::MAX_VERSION))
             }
         };
+        counter = counter.max(highest);
+
+        let background = loader.background.clone();
+        let follower = Follower::new(place.clone(), background, max_journal / 2);
+        let mut carried = Vec::new();
+        let mut replaced = HashSet::new();
+        let mut last = Extent { number: 0, end: 0 };
+        let mut aside = !damaged.is_empty();
+        for known in segments(&place, loader)? {
+            let bytes = journal::read(&*place.fs, &place.journal, known.number, 0, u64::MAX)?;
+            let (start, frames) = bytes.split_at(bytes.len().min(segment::HEADER));
+            let scan = segment::scan(frames, known.number, segment::HEADER as u64, known.durable);
+            let name = journal::file_name(known.number);
+            if known.header.is_none() && scan.durable > 0 {
+                let reason = "its header is damaged: its frames are not";
+                place.put_part_aside(&name, 0, start, reason, loader)?;
+                aside = true;
+            }
+            for gap in &scan.damaged {
+                let part = |at: u64| (at as usize).min(bytes.len());
+                let reason = format!("its bytes {} to {} are damaged, and the changes in them lost", gap.start, gap.end);
+                place.put_part_aside(&name, gap.start, &bytes[part(gap.start)..part(gap.end)], &reason, loader)?;
+                aside = true;
+            }
+            counter = counter.max(known.header.map_or(0, |header| header.counter));
+            for (offset, frame) in &scan.frames {
+                let changes = frame.changes().unwrap_or_default();
+                counter = counter.max(changes.iter().map(Change::version).max().unwrap_or(0));
+                loader.recover(&changes)?;
+                if *offset >= scan.durable {
+                    carried.push(frame.to_content());
+                } else if !damaged.is_empty() {
+                    replaced.extend(changes.iter().filter_map(file_of));
+                }
+            }
+            last = Extent { number: known.number, end: scan.durable };
+            follower.found(last);
+        }
+        loader.recovered();
+
+        // A file that a durable frame replaces may be anything: the crash came between its name and its bytes.
+        damaged.retain(|damaged| !replaced.contains(&(damaged.dir.clone(), damaged.file.clone())));
         damaged.sort_by(|a, b| (&a.dir, &a.file).cmp(&(&b.dir, &b.file)));
         for (number, damaged) in damaged.iter().enumerate() {
-            let dir = self.dir(&damaged.dir)?;
-            self.put_aside(&dir, &damaged.dir, &damaged.file, &damaged.reason, number + 1, loader)?;
-            self.unsynced.insert(damaged.dir.clone());
+            let dir = place.fs.open_dir(&place.root, &damaged.dir);
+            let dir = dir.map_err(|error| Error::io("open directory", place.root.join(&damaged.dir), error))?;
+            place.put_aside(&dir, &damaged.dir, &damaged.file, &damaged.reason, number + 1, loader)?;
         }
-        if !damaged.is_empty() {
-            self.sync_one(&self.quarantine)?;
+        if aside {
+            place.sync_quarantine()?;
+        }
+        let emptied: BTreeSet<&str> = damaged.iter().map(|damaged| damaged.dir.as_str()).collect();
+        for dir in emptied {
+            let opened = place.fs.open_dir(&place.root, dir);
+            place.sync_dir(&opened.map_err(|error| Error::io("open directory", place.root.join(dir), error))?)?;
+        }
+        let journal = Journal::new(place.fs.clone(), place.journal.clone(), last.number, last.end);
+        let segment = journal::SEGMENT.min(max_journal / 4).max(4 << 10);
+        Ok(Opened { place, journal, follower, carried, counter, mark, segment, max_journal })
+    }
+
+    /// Makes durable again, in a segment of this process, what an earlier one left behind without making it durable.
+    fn carry(&mut self) -> Result<()> {
+        if self.carried.is_empty() {
+            return Ok(());
+        }
+        self.follower.hold(true);
+        self.journal.append_copies(self.carried.iter().map(Content::frame), self.counter)?;
+        let carried = std::mem::take(&mut self.carried);
+        if let Err(error) = self.sync_journal() {
+            self.carried = carried;
+            return Err(error);
+        }
+        self.follower.hold(false);
+        Ok(())
+    }
+
+    fn apply(&mut self, transactions: &[&[Change<'_>]], changes: &[Change<'_>]) -> Result<()> {
+        self.carry()?;
+        if self.follower.waiting() >= self.max_journal {
+            // What is not durable cannot come to rest.
+            self.sync()?;
+            self.follower.wait_below(self.max_journal, PATIENCE)?;
+        }
+        let versions = transactions.iter().copied().flatten().chain(changes).map(Change::version);
+        self.counter = self.counter.max(versions.max().unwrap_or(0));
+        let mut appended = self.journal.append(transactions, changes, self.counter);
+        if matches!(&appended, Err(Error::Io { source, .. }) if journal::is_full(source)) && self.make_room(changes) {
+            appended = self.journal.append(transactions, changes, self.counter);
+        }
+        self.tell_follower();
+        appended?;
+        if self.journal.is_full(self.segment) {
             self.sync()?;
         }
-        Ok(counter.max(highest))
-    }
-
-    /// Whatever stands in the directory for temporary files is left over from a crash.
-    fn remove_temporaries(&mut self) -> Result<()> {
-        let listed = self.fs.list(&self.tmp).map_err(|error| Error::io("list", self.tmp.path(), error))?;
-        for entry in listed.iter().filter(|entry| entry.kind == Kind::File) {
-            let removed = self.fs.unlink(&self.tmp, &entry.name);
-            removed.map_err(|error| Error::io("unlink", self.tmp.join(&entry.name), error))?;
-        }
         Ok(())
     }
 
-    /// Moves a damaged file into quarantine, with a note beside it that says where it was and what is wrong with it.
-    fn put_aside(
-        &self,
-        dir: &Dir,
-        dir_name: &str,
-        file: &str,
-        reason: &str,
-        number: usize,
-        loader: &Loader<'_>,
-    ) -> Result<()> {
-        let from = dir.join(file);
-        let target = load::quarantine_name(now(), number, dir_name, file);
-        self.write_note(&target, &from, reason)?;
-        let moved = self.fs.rename(dir, file, &self.quarantine, &target);
-        moved.map_err(|error| Error::io("quarantine", &from, error))?;
-        loader.quarantined(from, reason, self.quarantine.join(&target));
-        Ok(())
+    /// On a full disk nothing could be removed if a removal had to be in the journal first. Removed before, the
+    /// members may come back after a crash, as they may until their removal is durable.
+    fn make_room(&self, changes: &[Change<'_>]) -> bool {
+        let removals = changes.iter().filter(|change| matches!(change, Change::Delete { .. } | Change::Clear { .. }));
+        let removals: Vec<Change<'_>> = removals.copied().collect();
+        let Ok(mut folder) = Folder::new(self.place.clone()) else { return false };
+        // What cannot be removed now is removed when the files follow.
+        folder.remove(&removals, &mut Vec::new());
+        !removals.is_empty()
     }
 
-    /// The note is created first: it must not exist yet, so its name keeps the file's from being taken twice. On a full
-    /// disk the file is put aside without one, for the store must open to be emptied.
-    fn write_note(&self, target: &str, from: &Path, reason: &str) -> Result<()> {
-        let note = format!("{target}.reason");
-        let text = format!("{}\n{reason}\n", from.display());
-        let written =
-            self.fs.create(&self.quarantine, &note).and_then(|mut file| write_all(&mut *file, text.as_bytes()));
-        match written {
-            Err(error) if error.kind() == io::ErrorKind::StorageFull => Ok(()),
-            written => written.map_err(|error| Error::io("write", self.quarantine.join(&note), error)),
+    fn sync(&mut self) -> Result<()> {
+        self.carry()?;
+        self.sync_journal()
+    }
+
+    fn sync_journal(&mut self) -> Result<()> {
+        let synced = self.journal.sync();
+        if synced.is_ok() && self.journal.is_full(self.segment) {
+            self.journal.seal();
+        }
+        self.tell_follower();
+        synced
+    }
+
+    /// How far each segment is durable that has changed, and every segment that there is a file of.
+    fn tell_follower(&mut self) {
+        let unsynced = self.journal.unsynced();
+        for extent in self.journal.take_sealed() {
+            self.follower.durable(extent, true, unsynced);
+        }
+        if let Some(extent) = self.journal.active() {
+            self.follower.durable(extent, false, unsynced);
         }
     }
 
-    fn quarantine_copy(&mut self, member: &Change<'_>, reason: &str) -> Result<PathBuf> {
-        let Change::Put { collection, member, version, codec, value } = *member else {
-            return Err(Error::backend("quarantine a member", "only a value can be put aside"));
-        };
-        let (dir, file) = (name::file_name(collection), name::file_name(member));
-        let from = self.root.path().join(&dir).join(&file);
-        let target = load::quarantine_name(now(), version as usize, &dir, &file);
-        self.write_note(&target, &from, reason)?;
-        let mut bytes = Vec::new();
-        header::encode(&mut bytes, collection, member, version, codec, value);
-        let to = self.quarantine.join(&target);
-        let failed = |error| Error::io("quarantine", &from, error);
-        let mut copy = self.fs.create(&self.quarantine, &target).map_err(failed)?;
-        write_all(&mut *copy, &bytes).and_then(|()| copy.sync_data()).map_err(failed)?;
-        self.sync_one(&self.quarantine)?;
-        Ok(to)
-    }
-
-    /// Makes the counter's mark durable before a version above it is.
-    fn raise_mark(&mut self, version: u64) -> Result<()> {
-        if version < self.mark {
+    fn close(&mut self, counter: u64) -> Result<()> {
+        self.sync()?;
+        if !self.follower.finish()? {
+            // The next load does the rest.
+            self.follower.end();
             return Ok(());
         }
-        let mark = (version + MARK_AHEAD).min(crate::map::MAX_VERSION);
-        meta::write_mark(&*self.fs, &self.meta, &self.tmp, mark)?;
-        self.mark = mark;
-        Ok(())
-    }
-
-    /// The directory of that name, opened, or made if there is none.
-    fn dir(&mut self, name: &str) -> Result<Arc<Dir>> {
-        if let Some(dir) = self.dirs.get(name) {
-            return Ok(dir.clone());
-        }
-        let path = || self.root.join(name);
-        let opened = match self.fs.open_dir(&self.root, name) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                self.fs.make_dir(&self.root, name).map_err(|error| Error::io("create directory", path(), error))?;
-                self.root_unsynced = true;
-                self.fs.open_dir(&self.root, name)
-            }
-            opened => opened,
-        };
-        let dir = Arc::new(opened.map_err(|error| Error::io("open directory", path(), error))?);
-        if self.dirs.len() >= DIRS_KEPT {
-            self.dirs.clear();
-        }
-        self.dirs.insert(name.to_owned(), dir.clone());
-        Ok(dir)
-    }
-
-    /// The directory of that name if there is one.
-    fn existing_dir(&mut self, name: &str) -> Result<Option<Arc<Dir>>> {
-        if let Some(dir) = self.dirs.get(name) {
-            return Ok(Some(dir.clone()));
-        }
-        match self.fs.open_dir(&self.root, name) {
-            Ok(dir) => Ok(Some(Arc::new(dir))),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(Error::io("open directory", self.root.join(name), error)),
-        }
-    }
-
-    fn apply(&mut self, batch: &[Change<'_>]) -> Result<(), Rejected> {
-        let mut failed = Vec::new();
-        // Removals first: on a full disk they make room.
-        self.remove(batch, &mut failed);
-        self.write(batch, &mut failed);
-        if failed.is_empty() {
-            return Ok(());
-        }
-        // What was opened may be what fails: look again next time.
-        self.dirs.clear();
-        failed.sort_by_key(|(index, _)| *index);
-        Err(Rejected::some(failed))
-    }
-
-    fn remove(&mut self, batch: &[Change<'_>], failed: &mut Vec<(usize, Error)>) {
-        let mut emptied = HashSet::new();
-        for (index, change) in batch.iter().enumerate() {
-            let (collection, removed) = match *change {
-                Change::Clear { collection, version } => (collection, self.clear(collection, version)),
-                Change::Delete { collection, member, .. } => (collection, self.delete(collection, member)),
-                Change::Put { .. } => continue,
-            };
-            match removed {
-                Ok(()) => _ = emptied.insert(name::file_name(collection)),
-                Err(error) => failed.push((index, error)),
+        self.follower.end();
+        let mut but_the_last = false;
+        if self.mark != Some(counter) {
+            match self.place.write_counter(counter) {
+                // The header of the last segment, and its frames, have it too.
+                Err(Error::Io { source, .. }) if journal::is_full(&source) && !self.follower.is_empty() => {
+                    but_the_last = true;
+                }
+                written => {
+                    written?;
+                    self.mark = Some(counter);
+                }
             }
         }
-        for change in batch {
-            if let Change::Put { collection, .. } = change {
-                emptied.remove(&name::file_name(collection));
-            }
-        }
-        for dir in emptied {
-            // It goes if it is empty. Its names need not be made durable any more; if it comes back, it comes back empty.
-            if self.fs.remove_dir(&self.root, &dir).is_ok() {
-                self.dirs.remove(&dir);
-                self.unsynced.remove(&dir);
-                self.root_unsynced = true;
-            }
-        }
+        self.journal.seal();
+        self.tell_follower();
+        self.follower.end();
+        self.follower.retire_all(but_the_last)
     }
+}
 
-    fn delete(&mut self, collection: &str, member: &str) -> Result<()> {
-        let (dir_name, file) = (name::file_name(collection), name::file_name(member));
-        let Some(dir) = self.existing_dir(&dir_name)? else { return Ok(()) };
-        if self.is_ours(&dir, &file)? == Some(true) {
-            self.fs.unlink(&dir, &file).map_err(|error| Error::io("unlink", dir.join(&file), error))?;
-            self.unsynced.insert(dir_name);
-        }
-        Ok(())
-    }
-
-    /// Removes every member's file whose version is lower. What does not say its version is left for the next load to
-    /// put aside.
-    fn clear(&mut self, collection: &str, version: u64) -> Result<()> {
-        let dir_name = name::file_name(collection);
-        let Some(dir) = self.existing_dir(&dir_name)? else { return Ok(()) };
-        let listed = self.fs.list(&dir).map_err(|error| Error::io("list", dir.path(), error))?;
-        let mut start = vec![0; header::MAX_HEADER];
-        self.unsynced.insert(dir_name);
-        for entry in listed.iter().filter(|entry| entry.kind == Kind::File && name::could_be_ours(&entry.name)) {
-            let path = || dir.join(&entry.name);
-            let read = self.fs.open(&dir, &entry.name).and_then(|mut file| read_up_to(&mut *file, &mut start));
-            let length = match read {
-                Ok(length) => length,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                Err(error) => return Err(Error::io("read", path(), error)),
-            };
-            let Ok((header, _)) = header::parse(&start[..length]) else { continue };
-            if header.version < version {
-                self.fs.unlink(&dir, &entry.name).map_err(|error| Error::io("unlink", path(), error))?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Writes all, makes all durable, renames all.
-    fn write(&mut self, batch: &[Change<'_>], failed: &mut Vec<(usize, Error)>) {
-        let puts: Vec<u64> =
-            batch.iter().filter(|change| matches!(change, Change::Put { .. })).map(Change::version).collect();
-        let Some(highest) = puts.iter().max() else { return };
-        let sync_each = !self.sync_fs || puts.len() <= SYNC_EACH;
-        let mut written = Vec::with_capacity(puts.len());
-        let mut bytes = Vec::new();
-        // What fails for one fails for all that come after it.
-        let mut hopeless: Option<Error> = self.raise_mark(*highest).err();
-        for (index, change) in batch.iter().enumerate() {
-            let Change::Put { collection, member, version, codec, value } = *change else { continue };
-            if let Some(error) = &hopeless {
-                failed.push((index, error.clone()));
+/// The segments that are there, in order. One that the medium does not give any more is put aside.
+fn segments(place: &Place, loader: &Loader<'_>) -> Result<Vec<Known>> {
+    let mut found: Vec<Known> = Vec::new();
+    for number in journal::list(&*place.fs, &place.journal)? {
+        let start = match journal::read(&*place.fs, &place.journal, number, 0, segment::HEADER as u64) {
+            Ok(start) => start,
+            Err(Error::Io { source, .. }) if load::is_bad_medium(&source) => {
+                let reason = format!("it cannot be read: {source}");
+                let name = journal::file_name(number);
+                place.put_aside(&place.journal, meta::JOURNAL_DIR, &name, &reason, number as usize, loader)?;
                 continue;
             }
-            bytes.clear();
-            header::encode(&mut bytes, collection, member, version, codec, value);
-            match self.write_temporary(&bytes, sync_each) {
-                Ok(temporary) => written.push((index, temporary, collection, member)),
-                Err(error) => {
-                    hopeless = Some(error.clone());
-                    failed.push((index, error));
-                }
-            }
-        }
-        if written.is_empty() {
-            return;
-        }
-        if !sync_each && let Err(error) = self.fs.sync_fs(&self.root) {
-            let error = Error::io("sync file system of", self.root.path(), error);
-            for (index, temporary, ..) in written {
-                self.discard(&temporary);
-                failed.push((index, error.clone()));
-            }
-            return;
-        }
-        for (index, temporary, collection, member) in written {
-            if let Err(error) = self.put_in_place(&temporary, collection, member) {
-                self.discard(&temporary);
-                failed.push((index, error));
-            }
-        }
-    }
-
-    fn write_temporary(&mut self, bytes: &[u8], sync: bool) -> Result<String> {
-        let temporary = format!("{}", self.next_temporary);
-        self.next_temporary += 1;
-        let path = || self.tmp.join(&temporary);
-        let mut file = match self.fs.create(&self.tmp, &temporary) {
-            Ok(file) => file,
-            Err(error) => {
-                let error = Error::io("create", path(), error);
-                // Somebody may have removed the directory for temporary files; next time it is there again.
-                if let Ok(tmp) = open_or_make(&*self.fs, &self.meta, TMP_DIR) {
-                    self.tmp = tmp;
-                }
-                return Err(error);
-            }
+            Err(error) => return Err(error),
         };
-        let done = write_all(&mut *file, bytes).map_err(|error| Error::io("write", path(), error)).and_then(|()| {
-            if sync { file.sync_data().map_err(|error| Error::io("sync", path(), error)) } else { Ok(()) }
-        });
-        drop(file);
-        match done {
-            Ok(()) => Ok(temporary),
-            Err(error) => {
-                self.discard(&temporary);
-                Err(error)
-            }
+        let header = segment::Header::decode(&start, number);
+        if let (Some(header), Some(last)) = (header, found.last_mut())
+            && header.previous == last.number
+        {
+            last.durable = header.previous_end;
         }
+        found.push(Known { number, header, durable: 0 });
     }
-
-    /// Whether what stands under the name is a file. What is not is foreign, and stays.
-    fn is_ours(&self, dir: &Dir, file: &str) -> Result<Option<bool>> {
-        let kind = self.fs.kind(dir, file).map_err(|error| Error::io("look at", dir.join(file), error))?;
-        Ok(kind.map(|kind| kind == Kind::File))
-    }
-
-    fn put_in_place(&mut self, temporary: &str, collection: &str, member: &str) -> Result<()> {
-        let (dir_name, file) = (name::file_name(collection), name::file_name(member));
-        let dir = self.dir(&dir_name)?;
-        if self.is_ours(&dir, &file)? == Some(false) {
-            let foreign = io::Error::new(io::ErrorKind::AlreadyExists, "it is no file, and not larder's to replace");
-            return Err(Error::io("replace", dir.join(&file), foreign));
-        }
-        let renamed = self.fs.rename(&self.tmp, temporary, &dir, &file);
-        renamed.map_err(|error| Error::io("replace", dir.join(&file), error))?;
-        self.unsynced.insert(dir_name);
-        Ok(())
-    }
-
-    fn discard(&self, temporary: &str) {
-        // If it stays, the next load removes it.
-        _ = self.fs.unlink(&self.tmp, temporary);
-    }
-
-    /// Makes the names durable: the collections' directories, and the root's if a collection is new.
-    fn sync(&mut self) -> Result<()> {
-        let many = self.sync_fs && self.unsynced.len() > SYNC_EACH;
-        if many {
-            let synced = self.fs.sync_fs(&self.root);
-            synced.map_err(|error| Error::io("sync file system of", self.root.path(), error))?;
-        } else {
-            if self.root_unsynced {
-                self.sync_one(&self.root)?;
-            }
-            for name in self.unsynced.clone() {
-                // One that is gone has no names left to make durable.
-                if let Some(dir) = self.existing_dir(&name)? {
-                    self.sync_one(&dir)?;
-                }
-            }
-        }
-        self.unsynced.clear();
-        self.root_unsynced = false;
-        Ok(())
-    }
+    Ok(found)
 }
 
-fn open_or_make(fs: &dyn Fs, parent: &Dir, name: &str) -> Result<Dir> {
-    match fs.make_dir(parent, name) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-            return Err(Error::io("create directory", parent.join(name), error));
+/// The directory and the file of a member whose content the change replaces.
+fn file_of(change: &Change<'_>) -> Option<(String, String)> {
+    match *change {
+        Change::Put { collection, member, .. } | Change::Delete { collection, member, .. } => {
+            Some((name::file_name(collection), name::file_name(member)))
         }
-        _ => {}
+        Change::Deadline { .. } | Change::Clear { .. } => None,
     }
-    fs.open_dir(parent, name).map_err(|error| Error::io("open directory", parent.join(name), error))
-}
-
-/// Milliseconds since 1970.
-fn now() -> u128 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis())
 }

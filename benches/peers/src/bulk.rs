@@ -1,0 +1,68 @@
+//! Many members from one thread, until all are durable.
+
+use crate::durable::check;
+use crate::input::{self, COLLECTIONS, Member};
+use crate::measure::{Lap, Samples, turns};
+use crate::peers::{ALL, LARDER, Work};
+use crate::{Config, Result, settle};
+
+/// In seconds, of each round.
+#[derive(Default)]
+struct Times {
+    /// Until the last put returned. Where there is one call for all, there is no such time.
+    put: Samples,
+    durable: Samples,
+    close: Samples,
+}
+
+pub(crate) fn run(config: &Config) -> Result<()> {
+    let members = input::members(config.size.bulk);
+    let mut times: [Times; ALL.len()] = Default::default();
+    for round in 0..config.size.rounds {
+        for which in turns(round, ALL.len()) {
+            one(config, which, &members, &mut times[which])?;
+        }
+    }
+    let count = members.len();
+    println!("\n## bulk\n");
+    println!(
+        "{count} members in {COLLECTIONS} collections, keys of {} bytes, values of {}, from one thread, into an empty \
+         store; seconds.\n",
+        input::KEY,
+        input::VALUE
+    );
+    println!(
+        "| | until the puts returned | until all was durable | members per second | close | larder's time to this |"
+    );
+    println!("| --- | --- | --- | --- | --- | --- |");
+    for (contender, Times { put, durable, close }) in ALL.iter().zip(&times) {
+        let (rate, ratio) = (durable.per(count), times[LARDER].durable.over(durable));
+        println!("| {} | {put:.2} | {durable:.2} | {rate} | {close:.2} | {ratio:.2} |", contender.name);
+    }
+    Ok(())
+}
+
+fn one(config: &Config, which: usize, members: &[Member], times: &mut Times) -> Result<()> {
+    let dir = config.temporary()?;
+    let peer = (ALL[which].open)(dir.path(), Work::Bulk)?;
+    settle(&config.dir)?;
+
+    let mut lap = Lap::start();
+    peer.load(members, &mut lap)?;
+    let (put, durable) = lap.stop();
+
+    let lap = Lap::start();
+    peer.close()?;
+    let (_, close) = lap.stop();
+
+    if let Some(put) = put {
+        times.put.push(put);
+    }
+    times.durable.push(durable);
+    times.close.push(close);
+
+    let peer = (ALL[which].open)(dir.path(), Work::Bulk)?;
+    check(which, &*peer, 0..members.len())?;
+    peer.close()?;
+    Ok(dir.close()?)
+}

@@ -1,0 +1,184 @@
+//! Single writes, each of which returns when a power cut cannot take it any more.
+
+use std::fmt;
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::input::{self, Member, Random};
+use crate::measure::{Lap, Samples, turns};
+use crate::peers::{self, ALL, FLOOR, LARDER, PEERS, Peer, Work};
+use crate::{Config, Result, settle};
+
+/// Which members are written.
+#[derive(Clone, Copy, PartialEq)]
+enum Writes {
+    /// Ones that were not there, one after the other; the collections come in turns.
+    New,
+    /// Ones that are there, every one as likely as any other.
+    Overwrite,
+}
+
+impl fmt::Display for Writes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Writes::New => "new",
+            Writes::Overwrite => "overwrite",
+        })
+    }
+}
+
+const ROWS: [(Writes, usize); 6] = [
+    (Writes::New, 1),
+    (Writes::New, 4),
+    (Writes::New, 16),
+    (Writes::Overwrite, 1),
+    (Writes::Overwrite, 4),
+    (Writes::Overwrite, 16),
+];
+
+pub(crate) fn run(config: &Config) -> Result<()> {
+    let there = input::members(config.size.there);
+    let mut figures: [[Figures; ALL.len()]; ROWS.len()] = Default::default();
+    for round in 0..config.size.rounds {
+        for (row, &(writes, threads)) in ROWS.iter().enumerate() {
+            for which in turns(round, ALL.len()) {
+                // More threads do not make a floor: nobody syncs one record at a time faster than one thread does.
+                let threads = if which == FLOOR { 1 } else { threads };
+                one(config, which, &there, (writes, threads), &mut figures[row][which])?;
+            }
+        }
+    }
+    print(config, &figures);
+    Ok(())
+}
+
+/// Of each round.
+#[derive(Default)]
+struct Figures {
+    /// Writes per second.
+    rate: Samples,
+    /// What the close took, in seconds.
+    close: Samples,
+}
+
+/// A run into a store of its own. It is closed before anybody else runs: what a store leaves to a thread behind it, it does
+/// in its own time.
+fn one(
+    config: &Config,
+    which: usize,
+    there: &[Member],
+    (writes, threads): (Writes, usize),
+    figures: &mut Figures,
+) -> Result<()> {
+    let dir = config.temporary()?;
+    let open = |work| (ALL[which].open)(dir.path(), work);
+    let peer = open(Work::Bulk)?;
+    peer.load(there, &mut Lap::start())?;
+    peer.close()?;
+    let peer = open(Work::Durable)?;
+    settle(&config.dir)?;
+
+    let run = Run { peer: &*peer, there: there.len(), next: AtomicUsize::new(there.len()) };
+    let rate = run.writes(writes, threads, config.size.run);
+    figures.rate.push(rate.map_err(|error| format!("{}: {error}", ALL[which].name))?);
+    let new = there.len()..run.next.into_inner();
+
+    let lap = Lap::start();
+    peer.close()?;
+    figures.close.push(lap.stop().1);
+
+    // A run that has stored nothing would be fast.
+    let peer = open(Work::Bulk)?;
+    check(which, &*peer, new)?;
+    peer.close()?;
+    Ok(dir.close()?)
+}
+
+fn print(config: &Config, figures: &[[Figures; ALL.len()]; ROWS.len()]) {
+    let Config { size, .. } = config;
+    println!("\n## durable\n");
+    println!(
+        "Each write returns when it is durable. Keys of {} bytes, values of {}; each run takes {:?}, and begins with a \
+         store of {} members. Then the store is closed, which includes what it has left for later.",
+        input::KEY,
+        input::VALUE,
+        size.run,
+        size.there
+    );
+    let table = |head: &str, contenders: std::ops::Range<usize>, figure: &dyn Fn(&[Figures], usize) -> String| {
+        println!("\n| {head} | threads | {} |", peers::columns(contenders.clone()));
+        println!("| --- | --- |{}", " --- |".repeat(contenders.len()));
+        for ((writes, threads), figures) in ROWS.iter().zip(figures) {
+            let cells: Vec<String> = contenders.clone().map(|which| figure(figures, which)).collect();
+            println!("| {writes} | {threads} | {} |", cells.join(" | "));
+        }
+    };
+    table("writes per second", FLOOR..ALL.len(), &|of, which| of[which].rate.to_string());
+    table("writes per raw `fdatasync` of one thread", LARDER..ALL.len(), &|of, which| {
+        format!("{:.2}", of[which].rate.over(&of[FLOOR].rate))
+    });
+    table("larder's writes to one of", PEERS, &|of, which| format!("{:.2}", of[LARDER].rate.over(&of[which].rate)));
+    table("seconds to close afterwards", LARDER..ALL.len(), &|of, which| format!("{:.2}", of[which].close));
+}
+
+/// Some threads that write.
+struct Run<'a> {
+    peer: &'a dyn Peer,
+    /// The members that were there from the beginning, and the first one that is not there yet.
+    there: usize,
+    next: AtomicUsize,
+}
+
+impl Run<'_> {
+    /// Writes for so long, and returns writes per second: from the first thread's beginning to the last one's end.
+    fn writes(&self, writes: Writes, threads: usize, run: Duration) -> Result<f64> {
+        let start = Barrier::new(threads);
+        let one = |thread: usize| -> Result<(usize, Instant, Instant)> {
+            let writer = self.peer.writer();
+            // Nobody waits for a thread that has failed before.
+            start.wait();
+            let mut writer = writer?;
+            let mut random = Random::new((threads * 100 + thread) as u64);
+            let mut key = String::with_capacity(input::KEY);
+            let (mut done, began) = (0, Instant::now());
+            while began.elapsed() < run {
+                let (member, seed) = match writes {
+                    Writes::New => {
+                        let member = self.next.fetch_add(1, Ordering::Relaxed);
+                        (member, member as u64)
+                    }
+                    Writes::Overwrite => (random.below(self.there), random.next()),
+                };
+                input::set_key(&mut key, member);
+                writer.put(&key, &input::value(seed))?;
+                done += 1;
+            }
+            Ok((done, began, Instant::now()))
+        };
+        let runs = std::thread::scope(|scope| {
+            let one = &one;
+            let threads: Vec<_> = (0..threads).map(|thread| scope.spawn(move || one(thread))).collect();
+            let joined = threads.into_iter().map(|thread| thread.join().expect("a writer panicked"));
+            joined.collect::<Result<Vec<_>>>()
+        });
+        let runs = runs?;
+        let done: usize = runs.iter().map(|(done, ..)| done).sum();
+        let began = runs.iter().map(|(_, began, _)| *began).min();
+        let ended = runs.iter().map(|(.., ended)| *ended).max();
+        let took = began.zip(ended).map_or(f64::NAN, |(began, ended)| (ended - began).as_secs_f64());
+        Ok(done as f64 / took)
+    }
+}
+
+/// Whether members are there: the last one, and some of those before.
+pub(crate) fn check(which: usize, peer: &dyn Peer, members: std::ops::Range<usize>) -> Result<()> {
+    let last = members.clone().next_back();
+    for member in members.clone().step_by((members.len() / 100).max(1)).chain(last) {
+        let member = Member::new(member);
+        if !peer.holds(&member)? {
+            return Err(format!("{} has lost {}", ALL[which].name, member.key).into());
+        }
+    }
+    Ok(())
+}

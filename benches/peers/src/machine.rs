@@ -1,0 +1,68 @@
+//! What the figures were measured on.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use crate::{Config, Result};
+
+pub(crate) fn describe(config: &Config) -> Result<()> {
+    fs::create_dir_all(&config.dir)?;
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let dashes = if args.is_empty() { "" } else { " -- " };
+    println!("# larder beside its peers\n");
+    println!("- command: `cargo run --release{dashes}{}`, in `benches/peers`", args.join(" "));
+    println!(
+        "- larder's code: {}",
+        output("git", &["-C", env!("CARGO_MANIFEST_DIR"), "describe", "--always", "--dirty"])
+    );
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    println!("- processor: {}, {cores} cores", line_of("/proc/cpuinfo", "model name"));
+    println!("- memory: {}", line_of("/proc/meminfo", "MemTotal"));
+    println!("- kernel: {}", first_line("/proc/version"));
+    let file_system = file_system(&config.dir);
+    println!("- file system: {file_system} on {}", config.dir.canonicalize()?.display());
+    if file_system.starts_with("tmpfs") || file_system.starts_with("ramfs") {
+        println!("- **this is no disk**: nothing here is durable, and no figure below means anything");
+    }
+    println!("- compiler: {}", output("rustc", &["--version"]));
+    println!("- load average before: {}", load_average());
+    println!("- rounds: {}; each figure is the median, with the least and the most in parentheses", config.size.rounds);
+    Ok(())
+}
+
+pub(crate) fn load_average() -> String {
+    first_line("/proc/loadavg")
+}
+
+fn output(command: &str, args: &[&str]) -> String {
+    let output = Command::new(command).args(args).output().ok().filter(|output| output.status.success());
+    output.map_or("unknown".to_owned(), |output| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+fn first_line(path: &str) -> String {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    text.lines().next().unwrap_or("unknown").to_owned()
+}
+
+/// The value of the first line that begins with `name` and a colon.
+fn line_of(path: &str, name: &str) -> String {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    let value = text.lines().find_map(|line| line.strip_prefix(name)?.trim_start().strip_prefix(':'));
+    value.map_or("unknown", str::trim).to_owned()
+}
+
+/// The type of the file system and its device: those of the longest mount point that the path begins with.
+fn file_system(path: &Path) -> String {
+    let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let mut best = ("unknown".to_owned(), 0);
+    for line in mounts.lines() {
+        let mut fields = line.split(' ');
+        let (Some(device), Some(point), Some(kind)) = (fields.next(), fields.next(), fields.next()) else { continue };
+        if path.starts_with(point) && point.len() >= best.1 {
+            best = (format!("{kind} ({device})"), point.len());
+        }
+    }
+    best.0
+}

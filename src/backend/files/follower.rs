@@ -1,0 +1,512 @@
+//! The thread that brings what the journal holds to the members' files, and retires segments behind itself.
+//!
+//! It takes only what is durable in the journal, reads it from there, and so never stands in the way of a write. A
+//! segment goes, oldest first, when everything in it is durable in the files; the removal is durable before the next.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::folder::Folder;
+use super::place::Place;
+use crate::backend::Change;
+use crate::background::Background;
+use crate::error::{Error, Result};
+use crate::journal::{self, Extent, segment};
+use crate::shelf::panic_message;
+use crate::sync::{Condvar, Mutex, thread, wait_for};
+
+/// How long a change waits, once it is durable in the journal, for others of the same member to come and take its place.
+const GATHER: Duration = Duration::from_secs(1);
+
+/// Changes that are applied at once: between two lots the thread can be told to end.
+const LOT: usize = 1024;
+
+/// The wait after a first failure, and the longest one.
+const FIRST_RETRY: Duration = Duration::from_millis(50);
+const LAST_RETRY: Duration = Duration::from_secs(5);
+
+/// A wait without a reason to end it.
+const LONG: Duration = Duration::from_secs(3600);
+
+/// A segment, as far as it is durable.
+#[derive(Debug)]
+struct Part {
+    number: u64,
+    end: u64,
+    /// Nothing will be added to it.
+    sealed: bool,
+    /// What is damaged in it has been told.
+    told: bool,
+}
+
+/// What is in the journal and not at rest.
+#[derive(Debug, Default)]
+struct State {
+    parts: VecDeque<Part>,
+    /// How far the first of them is at rest.
+    rested: u64,
+    /// Bytes that were appended and are not durable.
+    unsynced: u64,
+    /// Since when something has waited.
+    since: Option<Instant>,
+    /// No segment may go: the last one's end is not in a newer one yet.
+    held: bool,
+    /// Somebody waits for all of it.
+    hurried: bool,
+    ending: bool,
+    failed: Option<Error>,
+    /// Counts attempts that have ended.
+    attempts: u64,
+}
+
+impl State {
+    fn waiting(&self) -> u64 {
+        let header = segment::HEADER as u64;
+        let parts: u64 = self.parts.iter().map(|part| part.end.saturating_sub(header)).sum();
+        parts - self.rested.saturating_sub(header) + self.unsynced
+    }
+
+    /// What is durable and not at rest, in the first segment.
+    fn ready(&self) -> bool {
+        self.parts.front().is_some_and(|part| part.end > self.rested)
+    }
+
+    fn can_retire(&self) -> bool {
+        // The newest stays: its header has the counter.
+        let over = self.parts.front().is_some_and(|part| part.sealed && part.end <= self.rested);
+        over && self.parts.len() > 1 && !self.held
+    }
+}
+
+/// What the janitor's thread and the follower's share.
+#[derive(Debug)]
+struct Trail {
+    state: Mutex<State>,
+    changed: Condvar,
+    background: Arc<Background>,
+    /// From this many waiting bytes on nothing is waited for.
+    much: u64,
+}
+
+/// The janitor's end.
+#[derive(Debug)]
+pub(super) struct Follower {
+    trail: Arc<Trail>,
+    place: Arc<Place>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl Follower {
+    pub(super) fn new(place: Arc<Place>, background: Arc<Background>, much: u64) -> Follower {
+        let state = Mutex::new(State { rested: segment::HEADER as u64, ..State::default() });
+        Follower { trail: Arc::new(Trail { state, changed: Condvar::new(), background, much }), place, thread: None }
+    }
+
+    /// A segment was found when the store was loaded, durable up to `end`.
+    pub(super) fn found(&self, extent: Extent) {
+        let mut state = self.trail.state.lock();
+        state.parts.push_back(Part { number: extent.number, end: extent.end, sealed: true, told: true });
+        state.since.get_or_insert_with(Instant::now);
+        self.trail.background.set_waiting(state.waiting());
+    }
+
+    /// No segment may go until this is taken back.
+    pub(super) fn hold(&self, held: bool) {
+        self.trail.state.lock().held = held;
+        self.trail.background.set_unsettled(held);
+        self.trail.changed.notify_all();
+    }
+
+    pub(super) fn waiting(&self) -> u64 {
+        self.trail.state.lock().waiting()
+    }
+
+    /// A segment is durable as far as this, and sealed or not.
+    pub(super) fn durable(&mut self, extent: Extent, sealed: bool, unsynced: u64) {
+        let mut state = self.trail.state.lock();
+        state.unsynced = unsynced;
+        match state.parts.back_mut() {
+            Some(last) if last.number == extent.number => (last.end, last.sealed) = (extent.end, sealed),
+            _ => state.parts.push_back(Part { number: extent.number, end: extent.end, sealed, told: false }),
+        }
+        let much = state.waiting() >= self.trail.much;
+        // One that waits already is woken for more only if it is more than should wait.
+        let wake = state.since.is_none() || much;
+        if state.ready() || state.parts.len() > 1 {
+            state.since.get_or_insert_with(Instant::now);
+        }
+        self.trail.background.set_waiting(state.waiting());
+        drop(state);
+        if wake {
+            self.trail.changed.notify_all();
+        }
+        // What keeps it from starting is told by `health`, and by the next who waits for it.
+        _ = self.start();
+    }
+
+    /// Starts the thread if it does not run and there is something to do.
+    pub(super) fn start(&mut self) -> Result<()> {
+        if self.thread.is_some() || self.trail.state.lock().parts.is_empty() {
+            return Ok(());
+        }
+        self.trail.state.lock().ending = false;
+        let mut work = Work {
+            trail: self.trail.clone(),
+            folder: None,
+            place: self.place.clone(),
+            tried: 0,
+            stuck: HashSet::new(),
+        };
+        let background = self.trail.background.clone();
+        let spawned = thread::Builder::new().name("larder-files".into()).spawn(move || {
+            let trail = work.trail.clone();
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| work.run())) {
+                let panic = panic_message(&*panic);
+                let mut state = trail.state.lock();
+                let reason = format!("the thread that writes files panicked: {panic}");
+                state.failed = Some(Error::Degraded { reason, source: None });
+                state.attempts += 1;
+                drop(state);
+                background.dies(panic);
+                trail.changed.notify_all();
+            }
+            // The folder, and with it its share of the lock, goes before anybody who joins this thread goes on.
+            drop(catch_unwind(AssertUnwindSafe(|| drop(work))));
+        });
+        match spawned {
+            Ok(thread) => {
+                self.thread = Some(thread);
+                Ok(())
+            }
+            Err(error) => {
+                let error = Error::io("start the thread that writes files of", self.place.root.path(), error);
+                self.trail.background.fails(error.clone());
+                Err(error)
+            }
+        }
+    }
+
+    /// Ends the thread, when what it does at the moment is done.
+    pub(super) fn end(&mut self) {
+        self.trail.state.lock().ending = true;
+        self.trail.changed.notify_all();
+        if let Some(thread) = self.thread.take() {
+            // Its panics are caught and told.
+            _ = thread.join();
+        }
+    }
+
+    /// Waits until everything durable is at rest: true. False when there is a limit to it, which comes
+    /// first.
+    pub(super) fn finish(&mut self) -> Result<bool> {
+        self.start()?;
+        let limit = self.trail.background.closing_limit();
+        let mut state = self.trail.state.lock();
+        let begun = state.attempts;
+        loop {
+            if !state.ready() && state.parts.iter().skip(1).all(|part| part.end <= segment::HEADER as u64) {
+                return Ok(true);
+            }
+            // Whatever is under way may have begun before there was a reason to hurry.
+            if state.attempts > begun
+                && let Some(error) = &state.failed
+            {
+                return Err(error.clone());
+            }
+            if limit.is_some_and(|limit| Instant::now() >= limit) {
+                return Ok(false);
+            }
+            state.hurried = true;
+            self.trail.changed.notify_all();
+            let patience = limit.map_or(LONG, |limit| limit.saturating_duration_since(Instant::now()));
+            (state, _) = wait_for(&self.trail.changed, state, patience);
+        }
+    }
+
+    /// Waits until fewer than `limit` bytes wait.
+    ///
+    /// # Errors
+    ///
+    /// What keeps them from getting fewer, or that nothing has moved for `patience`.
+    pub(super) fn wait_below(&mut self, limit: u64, patience: Duration) -> Result<()> {
+        self.start()?;
+        let mut state = self.trail.state.lock();
+        let mut moved = (self.trail.background.progress(), Instant::now());
+        loop {
+            if state.waiting() < limit || state.waiting() == 0 {
+                return Ok(());
+            }
+            let full = |source: Option<Error>| Error::Degraded {
+                reason: format!("{} bytes of the journal wait for the files, and the most is {limit}", state.waiting()),
+                source: source.map(Arc::new),
+            };
+            if let Some(error) = &state.failed {
+                return Err(full(Some(error.clone())));
+            }
+            let progress = self.trail.background.progress();
+            if progress != moved.0 {
+                moved = (progress, Instant::now());
+            } else if moved.1.elapsed() >= patience {
+                return Err(full(None));
+            }
+            state.hurried = true;
+            self.trail.changed.notify_all();
+            (state, _) = wait_for(&self.trail.changed, state, patience);
+        }
+    }
+
+    /// Removes every segment, oldest first. Everything must be at rest, and the thread ended.
+    pub(super) fn retire_all(&self, but_the_last: bool) -> Result<()> {
+        let keep = usize::from(but_the_last);
+        loop {
+            let number = {
+                let state = self.trail.state.lock();
+                match state.parts.front() {
+                    Some(part) if state.parts.len() > keep => part.number,
+                    _ => return Ok(()),
+                }
+            };
+            retire(&self.place, number)?;
+            self.trail.retired();
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.trail.state.lock().parts.is_empty()
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+impl Trail {
+    fn retired(&self) {
+        let mut state = self.state.lock();
+        state.parts.pop_front();
+        state.rested = segment::HEADER as u64;
+        self.background.set_waiting(state.waiting());
+        self.background.moved();
+    }
+}
+
+fn retire(place: &Place, number: u64) -> Result<()> {
+    let name = journal::file_name(number);
+    match place.fs.unlink(&place.journal, &name) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(Error::io("unlink", place.journal.join(&name), error));
+        }
+        _ => {}
+    }
+    place.sync_dir(&place.journal)
+}
+
+/// What the thread is to do next.
+enum Task {
+    Apply(Extent, bool),
+    Retire(u64),
+}
+
+struct Work {
+    trail: Arc<Trail>,
+    place: Arc<Place>,
+    /// Once there is something to apply.
+    folder: Option<Folder>,
+    /// How far the first segment has been applied, but for what is stuck.
+    tried: u64,
+    /// Members and collections whose change the files do not take.
+    stuck: HashSet<(String, Option<String>)>,
+}
+
+impl Work {
+    fn run(&mut self) {
+        let mut wait = Duration::ZERO;
+        while let Some(task) = self.next(wait) {
+            let done = match task {
+                Task::Apply(extent, told) => self.apply(extent, told),
+                Task::Retire(number) => retire(&self.place, number).map(|()| self.forget()),
+            };
+            let mut state = self.trail.state.lock();
+            state.attempts += 1;
+            match done {
+                Ok(()) => {
+                    (state.failed, wait) = (None, Duration::ZERO);
+                    self.trail.background.works();
+                }
+                Err(error) => {
+                    wait = (wait * 2).clamp(FIRST_RETRY, LAST_RETRY);
+                    self.trail.background.fails(error.clone());
+                    state.failed = Some(error);
+                }
+            }
+            drop(state);
+            self.trail.changed.notify_all();
+        }
+    }
+
+    /// Waits for something to do; `None` is the end. After a failure it waits, unless somebody is in a hurry.
+    fn next(&self, wait: Duration) -> Option<Task> {
+        let mut state = self.trail.state.lock();
+        let from = Instant::now();
+        loop {
+            if state.ending {
+                return None;
+            }
+            let hurried = state.hurried;
+            let work = state.ready() || state.can_retire();
+            let due = if wait.is_zero() {
+                state.since.map(|since| since + GATHER)
+            } else {
+                Some(from + wait)
+            };
+            let now = Instant::now();
+            let much = wait.is_zero() && state.waiting() >= self.trail.much;
+            if work && (hurried || much || due.is_some_and(|due| now >= due) || wait.is_zero() && state.can_retire()) {
+                state.hurried = false;
+                return match state.parts.front() {
+                    Some(part) if state.can_retire() => Some(Task::Retire(part.number)),
+                    Some(part) => Some(Task::Apply(Extent { number: part.number, end: part.end }, part.told)),
+                    None => None,
+                };
+            }
+            let patience = due.filter(|_| work).map_or(LONG, |due| due.saturating_duration_since(now));
+            (state, _) = wait_for(&self.trail.changed, state, patience);
+        }
+    }
+
+    /// Brings the first segment's changes to the files, up to where it is durable, and makes them durable there.
+    fn apply(&mut self, extent: Extent, told: bool) -> Result<()> {
+        let rested = self.trail.state.lock().rested;
+        self.tried = self.tried.max(rested);
+        let bytes = journal::read(&*self.place.fs, &self.place.journal, extent.number, rested, extent.end)?;
+        let scan = segment::scan(&bytes, extent.number, rested, extent.end);
+        if let Some(damaged) = scan.damaged.first().filter(|_| !told) {
+            let path = self.place.journal.join(&journal::file_name(extent.number));
+            let reason = format!("it was durable, and its bytes {} to {} are damaged", damaged.start, damaged.end);
+            return Err(Error::Corrupt { path, reason });
+        }
+        let mut last = Latest::default();
+        for (offset, frame) in &scan.frames {
+            for change in frame.changes().unwrap_or_default() {
+                last.add(*offset, change);
+            }
+        }
+        if self.folder.is_none() {
+            self.folder = Some(Folder::new(self.place.clone())?);
+        }
+        let Some(folder) = &mut self.folder else { unreachable!("it was made") };
+        let (tried, stuck) = (self.tried, &self.stuck);
+        let batch = last.batch(|offset, change| offset >= tried || stuck.contains(&name_of(change)));
+        let mut failed = Vec::new();
+        for lot in batch.chunks(LOT) {
+            if self.trail.state.lock().ending {
+                // What was applied is applied again: by the next load, or when the thread is started again.
+                return Err(Error::Degraded { reason: "the store is being dropped".into(), source: None });
+            }
+            if let Err(rejected) = folder.apply(lot) {
+                if let Some(error) = rejected.all {
+                    return Err(*error);
+                }
+                failed.extend(rejected.some.into_iter().map(|(index, error)| (name_of(&lot[index]), error)));
+            }
+            self.trail.background.moved();
+        }
+        folder.sync()?;
+        self.tried = extent.end;
+        let error = failed.first().map(|(_, error)| error.clone());
+        self.stuck = failed.into_iter().map(|(name, _)| name).collect();
+        match error {
+            Some(error) => Err(error),
+            None => {
+                self.come_to_rest(extent);
+                Ok(())
+            }
+        }
+    }
+
+    fn come_to_rest(&mut self, extent: Extent) {
+        let mut state = self.trail.state.lock();
+        state.rested = extent.end;
+        let more = state.ready() || state.parts.iter().skip(1).any(|part| part.end > segment::HEADER as u64);
+        state.since = more.then(Instant::now);
+        // Whoever waits for all is not done with one segment.
+        state.hurried |= more && state.parts.len() > 1;
+        self.trail.background.set_waiting(state.waiting());
+        self.trail.background.moved();
+    }
+
+    fn forget(&mut self) {
+        self.trail.retired();
+        (self.tried, self.stuck) = (0, HashSet::new());
+    }
+}
+
+fn name_of(change: &Change<'_>) -> (String, Option<String>) {
+    match *change {
+        Change::Put { collection, member, .. }
+        | Change::Delete { collection, member, .. }
+        | Change::Deadline { collection, member, .. } => (collection.to_owned(), Some(member.to_owned())),
+        Change::Clear { collection, .. } => (collection.to_owned(), None),
+    }
+}
+
+/// The last change of each member and the last clear of each collection, with where they stand.
+#[derive(Default)]
+struct Latest<'a> {
+    members: HashMap<(&'a str, &'a str), (u64, Change<'a>)>,
+    clears: HashMap<&'a str, (u64, Change<'a>)>,
+}
+
+impl<'a> Latest<'a> {
+    fn add(&mut self, offset: u64, new: Change<'a>) {
+        match new {
+            Change::Clear { collection, version } => {
+                let clear = self.clears.entry(collection).or_insert((offset, new));
+                if clear.1.version() <= version {
+                    *clear = (offset, new);
+                }
+            }
+            Change::Put { collection, member, .. }
+            | Change::Delete { collection, member, .. }
+            | Change::Deadline { collection, member, .. } => {
+                let last = self.members.entry((collection, member)).or_insert((offset, new));
+                if last.1.version() <= new.version() {
+                    *last = (offset, merged(last.1, new));
+                }
+            }
+        }
+    }
+
+    /// What is to be applied, clears first, of what `wanted` says yes to.
+    fn batch(self, wanted: impl Fn(u64, &Change<'a>) -> bool) -> Vec<Change<'a>> {
+        let cleared = |collection: &str, version| {
+            self.clears.get(collection).is_some_and(|(_, clear)| clear.version() > version)
+        };
+        let members = self.members.into_values().filter(|(_, change)| match change {
+            Change::Put { collection, version, .. } | Change::Deadline { collection, version, .. } => {
+                !cleared(collection, *version)
+            }
+            Change::Delete { .. } | Change::Clear { .. } => true,
+        });
+        let mut members: Vec<_> = members.filter(|(offset, change)| wanted(*offset, change)).collect();
+        // Removals first: on a full disk they make room. The rest in the order of the journal.
+        members.sort_by_key(|(offset, change)| (!matches!(change, Change::Delete { .. }), *offset));
+        let clears = self.clears.values().filter(|(offset, change)| wanted(*offset, change));
+        clears.map(|(_, change)| *change).chain(members.into_iter().map(|(_, change)| change)).collect()
+    }
+}
+
+/// A new deadline changes the value that it follows.
+fn merged<'a>(old: Change<'a>, new: Change<'a>) -> Change<'a> {
+    match (old, new) {
+        (Change::Put { collection, member, codec, value, .. }, Change::Deadline { version, deadline, .. }) => {
+            Change::Put { collection, member, version, deadline, codec, value }
+        }
+        (Change::Delete { .. }, Change::Deadline { .. }) => old,
+        _ => new,
+    }
+}

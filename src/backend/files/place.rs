@@ -1,0 +1,177 @@
+//! A store's directory: what makes it one, its lock, and what stands in `.larder`.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::meta::{self, JOURNAL_DIR, Lock, META_DIR, QUARANTINE_DIR, TMP_DIR};
+use super::{header, load, name};
+use crate::backend::{Change, Loader};
+use crate::error::{Error, Result};
+use crate::fs::{Dir, Fs, Kind, write_all};
+
+/// What a loaded store holds open. The lock comes last: it is released after everything else is closed.
+#[derive(Debug)]
+pub(super) struct Place {
+    pub(super) fs: Arc<dyn Fs>,
+    pub(super) root: Dir,
+    pub(super) meta: Dir,
+    pub(super) journal: Arc<Dir>,
+    quarantine: Dir,
+    _lock: Lock,
+}
+
+impl Place {
+    /// Opens the directory and takes its lock, creating what is missing.
+    pub(super) fn open(path: &Path, fs: Arc<dyn Fs>) -> Result<Place> {
+        meta::check_path(&*fs, path)?;
+        meta::make_path(&*fs, path)?;
+        let root = fs.open_root(path).map_err(|error| Error::io("open directory", path, error))?;
+        let meta = open_or_make(&*fs, &root, META_DIR)?;
+        let lock = Lock::take(&*fs, path, &meta)?;
+        let format = meta::read_format(&*fs, path, &meta)?;
+        let tmp = open_or_make(&*fs, &meta, TMP_DIR)?;
+        let quarantine = open_or_make(&*fs, &meta, QUARANTINE_DIR)?;
+        let journal = Arc::new(open_or_make(&*fs, &meta, JOURNAL_DIR)?);
+        let place = Place { fs, root, meta, journal, quarantine, _lock: lock };
+        if format.is_none() {
+            place.initialise(&tmp)?;
+        }
+        place.remove_temporaries(&tmp)?;
+        Ok(place)
+    }
+
+    /// The format is written last: without it there is nothing in the directory that counts.
+    fn initialise(&self, tmp: &Dir) -> Result<()> {
+        let listed = self.fs.list(&self.root).map_err(|error| Error::io("list", self.root.path(), error))?;
+        if listed.iter().any(|entry| entry.name != META_DIR) {
+            let path = self.meta.join(meta::FORMAT_FILE);
+            return Err(Error::Corrupt { path, reason: "it is missing, and there is something beside .larder".into() });
+        }
+        self.sync_dir(&self.meta)?;
+        self.sync_dir(&self.root)?;
+        if let Some(parent) = self.root.path().parent() {
+            // The store's own name. A parent that cannot be opened is not ours to sync.
+            if let Ok(parent) = self.fs.open_root(parent) {
+                self.sync_dir(&parent)?;
+            }
+        }
+        meta::write_format(&*self.fs, &self.meta, tmp)
+    }
+
+    /// Whatever stands in the directory for temporary files is left over from a crash.
+    fn remove_temporaries(&self, tmp: &Dir) -> Result<()> {
+        let listed = self.fs.list(tmp).map_err(|error| Error::io("list", tmp.path(), error))?;
+        for entry in listed.iter().filter(|entry| entry.kind == Kind::File) {
+            let removed = self.fs.unlink(tmp, &entry.name);
+            removed.map_err(|error| Error::io("unlink", tmp.join(&entry.name), error))?;
+        }
+        Ok(())
+    }
+
+    /// The directory for temporary files, made again if somebody has removed it.
+    pub(super) fn tmp(&self) -> Result<Dir> {
+        open_or_make(&*self.fs, &self.meta, TMP_DIR)
+    }
+
+    pub(super) fn sync_dir(&self, dir: &Dir) -> Result<()> {
+        self.fs.sync_dir(dir).map_err(|error| Error::io("sync directory", dir.path(), error))
+    }
+
+    pub(super) fn write_counter(&self, counter: u64) -> Result<()> {
+        meta::write_mark(&*self.fs, &self.meta, &self.tmp()?, counter)
+    }
+
+    /// Moves a damaged file into quarantine, with a note beside it that says where it was and what is wrong with it.
+    pub(super) fn put_aside(
+        &self,
+        dir: &Dir,
+        dir_name: &str,
+        file: &str,
+        reason: &str,
+        number: usize,
+        loader: &Loader<'_>,
+    ) -> Result<()> {
+        let from = dir.join(file);
+        let target = load::quarantine_name(now(), number, dir_name, file);
+        self.write_note(&target, &from, reason)?;
+        let moved = self.fs.rename(dir, file, &self.quarantine, &target);
+        moved.map_err(|error| Error::io("quarantine", &from, error))?;
+        loader.quarantined(from, reason, self.quarantine.join(&target));
+        Ok(())
+    }
+
+    /// Puts a copy of a damaged part of a segment into quarantine. On a full disk the part is only told: it stays where it
+    /// is until the segment has come to rest.
+    pub(super) fn put_part_aside(
+        &self,
+        segment: &str,
+        at: u64,
+        part: &[u8],
+        reason: &str,
+        loader: &Loader<'_>,
+    ) -> Result<()> {
+        let from = self.journal.join(segment);
+        let target = load::quarantine_name(now(), at as usize, JOURNAL_DIR, segment);
+        self.write_note(&target, &from, reason)?;
+        match self.write_copy(&target, part) {
+            Err(error) if crate::journal::is_full(&error) => {}
+            written => written.map_err(|error| Error::io("quarantine a part of", &from, error))?,
+        }
+        loader.quarantined(from, reason, self.quarantine.join(&target));
+        Ok(())
+    }
+
+    pub(super) fn sync_quarantine(&self) -> Result<()> {
+        self.sync_dir(&self.quarantine)
+    }
+
+    /// The note is created first: it must not exist yet, so its name keeps the file's from being taken twice. On a full
+    /// disk the file is put aside without one, for the store must open to be emptied.
+    fn write_note(&self, target: &str, from: &Path, reason: &str) -> Result<()> {
+        let note = format!("{target}.reason");
+        let text = format!("{}\n{reason}\n", from.display());
+        let written =
+            self.fs.create(&self.quarantine, &note).and_then(|mut file| write_all(&mut *file, text.as_bytes()));
+        match written {
+            Err(error) if error.kind() == io::ErrorKind::StorageFull => Ok(()),
+            written => written.map_err(|error| Error::io("write", self.quarantine.join(&note), error)),
+        }
+    }
+
+    fn write_copy(&self, target: &str, bytes: &[u8]) -> io::Result<()> {
+        let mut copy = self.fs.create(&self.quarantine, target)?;
+        write_all(&mut *copy, bytes).and_then(|()| copy.sync_data())
+    }
+
+    pub(super) fn quarantine_copy(&self, member: &Change<'_>, reason: &str) -> Result<PathBuf> {
+        let Change::Put { collection, member, version, deadline, codec, value } = *member else {
+            return Err(Error::backend("quarantine a member", "only a value can be put aside"));
+        };
+        let (dir, file) = (name::file_name(collection), name::file_name(member));
+        let from = self.root.path().join(&dir).join(&file);
+        let target = load::quarantine_name(now(), version as usize, &dir, &file);
+        self.write_note(&target, &from, reason)?;
+        let mut bytes = Vec::new();
+        header::encode(&mut bytes, collection, member, version, deadline, codec, value);
+        self.write_copy(&target, &bytes).map_err(|error| Error::io("quarantine", &from, error))?;
+        self.sync_quarantine()?;
+        Ok(self.quarantine.join(&target))
+    }
+}
+
+pub(super) fn open_or_make(fs: &dyn Fs, parent: &Dir, name: &str) -> Result<Dir> {
+    match fs.make_dir(parent, name) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            return Err(Error::io("create directory", parent.join(name), error));
+        }
+        _ => {}
+    }
+    fs.open_dir(parent, name).map_err(|error| Error::io("open directory", parent.join(name), error))
+}
+
+/// Milliseconds since 1970.
+fn now() -> u128 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis())
+}

@@ -1,0 +1,101 @@
+//! What a backend does in the background, as the rest of the store sees it: how much waits, whether it moves, what fails.
+
+use std::fmt;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant, SystemTime};
+
+use crate::error::Error;
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+#[derive(Default)]
+pub(crate) struct Background {
+    /// Bytes in the journal that have not come to rest.
+    waiting: AtomicU64,
+    /// Counts whatever is done: whoever waits can see that something moves.
+    progress: AtomicU64,
+    /// Something that was recovered is not durable yet: a flush has to see to it.
+    unsettled: AtomicBool,
+    status: Mutex<Status>,
+    /// A thread of the backend's panicked: with what.
+    dead: OnceLock<String>,
+}
+
+#[derive(Default)]
+struct Status {
+    failure: Option<(SystemTime, Error)>,
+    /// When something was last done.
+    moved: Option<Instant>,
+    /// Until when the backend may go on with what waits when it is closed; `None` for as long as it takes.
+    limit: Option<Instant>,
+}
+
+impl fmt::Debug for Background {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Background").field("waiting", &self.waiting()).finish_non_exhaustive()
+    }
+}
+
+impl Background {
+    pub(crate) fn waiting(&self) -> u64 {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_waiting(&self, bytes: u64) {
+        self.waiting.store(bytes, Ordering::Relaxed);
+    }
+
+    pub(crate) fn progress(&self) -> u64 {
+        self.progress.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn moved(&self) {
+        self.progress.fetch_add(1, Ordering::Relaxed);
+        self.status.lock().moved = Some(Instant::now());
+    }
+
+    pub(crate) fn unsettled(&self) -> bool {
+        self.unsettled.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_unsettled(&self, yes: bool) {
+        self.unsettled.store(yes, Ordering::Relaxed);
+    }
+
+    /// How long nothing has moved.
+    pub(crate) fn still_for(&self) -> Duration {
+        self.status.lock().moved.map_or(Duration::MAX, |moved| moved.elapsed())
+    }
+
+    /// Notes what fails, since when it has.
+    pub(crate) fn fails(&self, error: Error) {
+        let mut status = self.status.lock();
+        let since = status.failure.take().map_or_else(SystemTime::now, |(since, _)| since);
+        status.failure = Some((since, error));
+    }
+
+    pub(crate) fn works(&self) {
+        self.status.lock().failure = None;
+    }
+
+    pub(crate) fn failure(&self) -> Option<(SystemTime, Error)> {
+        self.status.lock().failure.clone()
+    }
+
+    pub(crate) fn dies(&self, panic: String) {
+        // The first panic is the one to tell.
+        _ = self.dead.set(panic);
+    }
+
+    pub(crate) fn dead(&self) -> Option<&str> {
+        self.dead.get().map(String::as_str)
+    }
+
+    pub(crate) fn limit_closing(&self, limit: Option<Instant>) {
+        self.status.lock().limit = limit;
+    }
+
+    pub(crate) fn closing_limit(&self) -> Option<Instant> {
+        self.status.lock().limit
+    }
+}

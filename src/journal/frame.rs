@@ -1,0 +1,342 @@
+//! A frame: one change of one member, one clear, or one transaction, under checksums of its own.
+//!
+//! `docs/format.md` has it byte by byte. A frame is all or nothing. Its checksums cover the number of its segment and
+//! its place in it, so that bytes that belong elsewhere are never taken for a frame.
+
+use crate::backend::Change;
+use crate::codec;
+use crate::key::{self, MAX_VALUE};
+use crate::map::MAX_VERSION;
+
+/// The bytes of a frame's header.
+pub(crate) const HEADER: usize = 24;
+
+/// Frames begin at multiples of this.
+pub(crate) const ALIGNMENT: usize = 8;
+
+const CHANGE: u32 = 1;
+const TRANSACTION: u32 = 2;
+
+const PUT: u8 = 1;
+const DELETE: u8 = 2;
+const DEADLINE: u8 = 3;
+const CLEAR: u8 = 4;
+
+/// The bytes of a frame with a body of this length, to the beginning of the next.
+pub(crate) fn room(body: usize) -> usize {
+    (HEADER + body).next_multiple_of(ALIGNMENT)
+}
+
+/// Where a frame stands, which its checksums cover.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Place {
+    pub(crate) segment: u64,
+    pub(crate) offset: u64,
+}
+
+/// Appends a frame to `out`. `synced` is how far its segment is durable: at the latest where this frame begins.
+///
+/// A single change makes a frame of its own; several are a transaction.
+pub(crate) fn encode(out: &mut Vec<u8>, place: Place, synced: u64, changes: &[Change<'_>]) {
+    let start = out.len();
+    out.resize(start + HEADER, 0);
+    let kind = match changes {
+        [change] => {
+            encode_change(out, change);
+            CHANGE
+        }
+        changes => {
+            out.extend_from_slice(&(changes.len() as u32).to_le_bytes());
+            changes.iter().for_each(|change| encode_change(out, change));
+            TRANSACTION
+        }
+    };
+    finish(out, start, place, synced, kind);
+}
+
+/// Appends a frame whose body is there already.
+pub(crate) fn copy(out: &mut Vec<u8>, place: Place, synced: u64, frame: &Frame<'_>) {
+    let start = out.len();
+    out.resize(start + HEADER, 0);
+    out.extend_from_slice(frame.body);
+    finish(out, start, place, synced, frame.kind);
+}
+
+fn finish(out: &mut Vec<u8>, start: usize, place: Place, synced: u64, kind: u32) {
+    let (header, body) = out[start..].split_at_mut(HEADER);
+    header[0..4].copy_from_slice(&(body.len() as u32).to_le_bytes());
+    header[4..8].copy_from_slice(&crc32fast::hash(body).to_le_bytes());
+    header[8..16].copy_from_slice(&synced.to_le_bytes());
+    header[16..20].copy_from_slice(&kind.to_le_bytes());
+    let checksum = header_checksum(place, &header[..20]);
+    header[20..24].copy_from_slice(&checksum.to_le_bytes());
+    let padded = start + room(body.len());
+    out.resize(padded, 0);
+}
+
+/// CRC-32 (IEEE 802.3) of the segment's number, the frame's offset, and the header before the checksum.
+fn header_checksum(place: Place, header: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&place.segment.to_le_bytes());
+    hasher.update(&place.offset.to_le_bytes());
+    hasher.update(header);
+    hasher.finalize()
+}
+
+fn encode_change(out: &mut Vec<u8>, change: &Change<'_>) {
+    let (kind, collection, member) = match *change {
+        Change::Put { collection, member, .. } => (PUT, collection, Some(member)),
+        Change::Delete { collection, member, .. } => (DELETE, collection, Some(member)),
+        Change::Deadline { collection, member, .. } => (DEADLINE, collection, Some(member)),
+        Change::Clear { collection, .. } => (CLEAR, collection, None),
+    };
+    out.push(kind);
+    out.extend_from_slice(&change.version().to_le_bytes());
+    // A collection is at most 255 bytes, a member at most 1,024, a codec's name at most 32.
+    out.push(collection.len() as u8);
+    out.extend_from_slice(collection.as_bytes());
+    if let Some(member) = member {
+        out.extend_from_slice(&(member.len() as u16).to_le_bytes());
+        out.extend_from_slice(member.as_bytes());
+    }
+    if let Change::Put { deadline, .. } | Change::Deadline { deadline, .. } = *change {
+        out.extend_from_slice(&deadline.unwrap_or(u64::MAX).to_le_bytes());
+    }
+    if let Change::Put { codec, value, .. } = *change {
+        out.push(codec.len() as u8);
+        out.extend_from_slice(codec.as_bytes());
+        out.extend_from_slice(&(value.len() as u32).to_le_bytes());
+        out.extend_from_slice(value);
+    }
+}
+
+/// A frame whose checksums are right.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Frame<'a> {
+    kind: u32,
+    /// How far its segment was durable when it was written.
+    pub(crate) synced: u64,
+    pub(crate) body: &'a [u8],
+}
+
+/// A frame's content, apart from the segment that it was read from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Content {
+    kind: u32,
+    body: Box<[u8]>,
+}
+
+impl Frame<'_> {
+    pub(crate) fn to_content(self) -> Content {
+        Content { kind: self.kind, body: self.body.into() }
+    }
+}
+
+impl Content {
+    pub(crate) fn frame(&self) -> Frame<'_> {
+        Frame { kind: self.kind, synced: 0, body: &self.body }
+    }
+}
+
+/// What stands where a frame could begin.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Found<'a> {
+    /// A frame, whole.
+    Whole(Frame<'a>),
+    /// A frame's header, and a body that is damaged, or that goes beyond the end: its length.
+    Broken(usize),
+    /// Nothing that a frame begins with.
+    Nothing,
+}
+
+/// Looks for a frame at the beginning of `bytes`, which stand at `place`.
+pub(crate) fn find(bytes: &[u8], place: Place) -> Found<'_> {
+    let Some((header, rest)) = bytes.split_at_checked(HEADER) else { return Found::Nothing };
+    let (length, kind) = (number(&header[0..4]), number(&header[16..20]));
+    // Most of what is no frame is zeros, and is told without a checksum.
+    if length == 0 || !matches!(kind, CHANGE | TRANSACTION) {
+        return Found::Nothing;
+    }
+    if header_checksum(place, &header[..20]) != number(&header[20..24]) {
+        return Found::Nothing;
+    }
+    let length = length as usize;
+    match rest.get(..length) {
+        Some(body) if crc32fast::hash(body) == number(&header[4..8]) => {
+            let synced = u64::from(number(&header[8..12])) | u64::from(number(&header[12..16])) << 32;
+            Found::Whole(Frame { kind, synced, body })
+        }
+        _ => Found::Broken(length),
+    }
+}
+
+/// Four bytes, little end first.
+fn number(bytes: &[u8]) -> u32 {
+    bytes.iter().rev().fold(0, |number, &byte| number << 8 | u32::from(byte))
+}
+
+impl<'a> Frame<'a> {
+    /// The changes in it: `None` if its body is not one that larder writes.
+    pub(crate) fn changes(&self) -> Option<Vec<Change<'a>>> {
+        let mut body = Body(self.body);
+        let changes = match self.kind {
+            CHANGE => vec![body.change()?],
+            _ => {
+                let count = body.u32()?;
+                // Grows with what is there: the count alone allocates nothing.
+                let mut changes = Vec::new();
+                for _ in 0..count {
+                    changes.push(body.change()?);
+                }
+                changes
+            }
+        };
+        body.0.is_empty().then_some(changes)
+    }
+}
+
+/// What is left to read of a body.
+struct Body<'a>(&'a [u8]);
+
+impl<'a> Body<'a> {
+    fn take(&mut self, length: usize) -> Option<&'a [u8]> {
+        let (taken, rest) = self.0.split_at_checked(length)?;
+        self.0 = rest;
+        Some(taken)
+    }
+
+    fn u8(&mut self) -> Option<u8> {
+        self.take(1).map(|bytes| bytes[0])
+    }
+
+    fn u32(&mut self) -> Option<u32> {
+        self.take(4).map(number)
+    }
+
+    fn u64(&mut self) -> Option<u64> {
+        let (low, high) = (self.u32()?, self.u32()?);
+        Some(u64::from(low) | u64::from(high) << 32)
+    }
+
+    fn text(&mut self, length: usize) -> Option<&'a str> {
+        std::str::from_utf8(self.take(length)?).ok()
+    }
+
+    fn change(&mut self) -> Option<Change<'a>> {
+        let kind = self.u8()?;
+        let version = self.u64().filter(|&version| version <= MAX_VERSION)?;
+        let length = self.u8()?;
+        let collection = self.text(length.into())?;
+        key::check_collection(collection).ok()?;
+        if kind == CLEAR {
+            return Some(Change::Clear { collection, version });
+        }
+        let length = self.take(2)?;
+        let member = self.text(usize::from(length[0]) | usize::from(length[1]) << 8)?;
+        key::check_member(collection, member).ok()?;
+        if kind == DELETE {
+            return Some(Change::Delete { collection, member, version });
+        }
+        let deadline = Some(self.u64()?).filter(|&deadline| deadline != u64::MAX);
+        if kind == DEADLINE {
+            return Some(Change::Deadline { collection, member, version, deadline });
+        }
+        if kind != PUT {
+            return None;
+        }
+        let length = self.u8()?;
+        let codec = self.text(length.into()).filter(|codec| codec::is_codec_name(codec))?;
+        let length = self.u32()? as usize;
+        let value = self.take(length).filter(|value| value.len() <= MAX_VALUE)?;
+        Some(Change::Put { collection, member, version, deadline, codec, value })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PLACE: Place = Place { segment: 7, offset: 64 };
+
+    fn samples() -> Vec<Vec<Change<'static>>> {
+        let put = |member, value, deadline| Change::Put {
+            collection: "artist",
+            member,
+            version: 42,
+            deadline,
+            codec: "json",
+            value,
+        };
+        vec![
+            vec![put("daft_punk", b"{\"quality\":\"epic\"}", None)],
+            vec![put("bj\u{f6}rk/\0", b"", Some(0))],
+            vec![put("m", &[0xff; 300], Some(1_800_000_000_000))],
+            vec![Change::Delete { collection: "artist", member: "m", version: MAX_VERSION }],
+            vec![Change::Deadline { collection: "artist", member: "m", version: 1, deadline: Some(7) }],
+            vec![Change::Deadline { collection: "artist", member: "m", version: 1, deadline: None }],
+            vec![Change::Clear { collection: "a", version: 0 }],
+            vec![put("a", b"1", None), Change::Delete { collection: "b", member: "c", version: 43 }],
+        ]
+    }
+
+    fn encoded(changes: &[Change<'_>]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        encode(&mut bytes, PLACE, 0x0102_0304_0506, changes);
+        assert_eq!(bytes.len() % ALIGNMENT, 0);
+        bytes
+    }
+
+    #[test]
+    fn every_kind_of_frame_comes_back() {
+        for changes in samples() {
+            let bytes = encoded(&changes);
+            let Found::Whole(frame) = find(&bytes, PLACE) else { panic!("{changes:?}") };
+            assert_eq!(room(frame.body.len()), bytes.len());
+            assert_eq!(frame.synced, 0x0102_0304_0506);
+            assert_eq!(frame.changes().unwrap(), changes);
+            let mut again = Vec::new();
+            copy(&mut again, PLACE, frame.synced, &frame);
+            assert_eq!(again, bytes);
+        }
+    }
+
+    #[test]
+    fn a_frame_that_is_cut_changed_or_elsewhere_is_none() {
+        for changes in samples() {
+            let bytes = encoded(&changes);
+            let Found::Whole(frame) = find(&bytes, PLACE) else { panic!("{changes:?}") };
+            let length = HEADER + frame.body.len();
+            for end in 0..length {
+                assert!(!matches!(find(&bytes[..end], PLACE), Found::Whole(_)), "cut at {end}");
+            }
+            for at in 0..length {
+                let mut damaged = bytes.clone();
+                damaged[at] ^= 0x10;
+                assert!(!matches!(find(&damaged, PLACE), Found::Whole(_)), "byte {at}");
+            }
+            assert_eq!(find(&bytes, Place { segment: 8, ..PLACE }), Found::Nothing);
+            assert_eq!(find(&bytes, Place { offset: 72, ..PLACE }), Found::Nothing);
+        }
+    }
+
+    #[test]
+    fn a_body_that_larder_would_not_write_holds_no_changes() {
+        for changes in samples() {
+            let bytes = encoded(&changes);
+            let Found::Whole(frame) = find(&bytes, PLACE) else { panic!("{changes:?}") };
+            let longer = [frame.body, &[0]].concat();
+            assert_eq!(Frame { body: &longer, ..frame }.changes(), None);
+            for end in 0..frame.body.len() {
+                assert_eq!(Frame { body: &frame.body[..end], ..frame }.changes(), None);
+            }
+        }
+        let clear = |collection: &[u8]| {
+            let body = [&[CLEAR, 1, 0, 0, 0, 0, 0, 0, 0, collection.len() as u8], collection].concat();
+            Frame { kind: CHANGE, synced: 0, body: &body }.changes().is_some()
+        };
+        assert!(clear(b"a"));
+        assert!(!clear(b"") && !clear(b"..") && !clear(b"a/b") && !clear(b"\xff"));
+        let many = Frame { kind: TRANSACTION, synced: 0, body: &[0xff; 4] };
+        assert_eq!(many.changes(), None, "a count of changes that are not there");
+    }
+}

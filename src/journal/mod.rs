@@ -1,0 +1,289 @@
+//! The journal: where writes become durable. Append-only segments of checksummed frames, in one directory.
+//!
+//! It knows nothing of maps, nor of where the changes come to rest. One thread appends and syncs; what is durable may be
+//! read by others, from the segment's file. A sync that failed is not repeated: its segment is given up where it was last
+//! durable, and whatever came after goes into a new one.
+
+pub(crate) mod frame;
+pub(crate) mod segment;
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::backend::Change;
+use crate::error::{Error, Result};
+use crate::fs::{Dir, File, Fs, Kind, read_up_to_at, write_all_at};
+use frame::{Frame, Place};
+use segment::Header;
+
+/// A segment that has grown to this size is followed by a new one. Most are a little larger.
+pub(crate) const SEGMENT: u64 = 8 << 20;
+
+/// A segment's file grows by zeros, in steps of this, as long as what is appended is small: a sync of bytes that the file
+/// has already costs the file system less than one that makes it longer.
+const STEP: u64 = 256 << 10;
+
+/// What is appended at once and is larger than this goes to the file's end as it is.
+const SMALL: usize = 64 << 10;
+
+/// The name of a segment's file.
+pub(crate) fn file_name(number: u64) -> String {
+    format!("{number:012}")
+}
+
+/// The number of the segment in a file of that name.
+pub(crate) fn number_of(name: &str) -> Option<u64> {
+    let number = name.parse().ok().filter(|&number| number > 0)?;
+    (file_name(number) == name).then_some(number)
+}
+
+/// The numbers of the segments in a directory, in order.
+pub(crate) fn list(fs: &dyn Fs, dir: &Dir) -> Result<Vec<u64>> {
+    let listed = fs.list(dir).map_err(|error| Error::io("list", dir.path(), error))?;
+    let files = listed.iter().filter(|entry| entry.kind == Kind::File);
+    let mut numbers: Vec<u64> = files.filter_map(|entry| number_of(&entry.name)).collect();
+    numbers.sort_unstable();
+    Ok(numbers)
+}
+
+/// Reads the bytes of a segment from `start` to `end`, or to the end of its file.
+pub(crate) fn read(fs: &dyn Fs, dir: &Dir, number: u64, start: u64, end: u64) -> Result<Vec<u8>> {
+    /// What is made room for before it is known to be there.
+    const AT_ONCE: u64 = 1 << 20;
+
+    let name = file_name(number);
+    let failed = |error| Error::io("read", dir.join(&name), error);
+    let mut file = fs.open(dir, &name).map_err(failed)?;
+    let mut bytes = Vec::new();
+    loop {
+        let at = start + bytes.len() as u64;
+        let wanted = end.saturating_sub(at).min(AT_ONCE.max(bytes.len() as u64)) as usize;
+        let filled = bytes.len();
+        bytes.resize(filled + wanted, 0);
+        let read = read_up_to_at(&mut *file, &mut bytes[filled..], at).map_err(failed)?;
+        if read < wanted || wanted == 0 {
+            bytes.truncate(filled + read);
+            return Ok(bytes);
+        }
+    }
+}
+
+/// Appends to the newest segment.
+pub(crate) struct Journal {
+    fs: Arc<dyn Fs>,
+    dir: Arc<Dir>,
+    next_number: u64,
+    /// The number of the last segment, and how far it is durable.
+    last: (u64, u64),
+    active: Option<Active>,
+    /// Closed since somebody last asked.
+    sealed: Vec<Extent>,
+    /// Reused from one append to the next.
+    buffer: Vec<u8>,
+}
+
+/// The segment that is written.
+struct Active {
+    number: u64,
+    file: Box<dyn File>,
+    /// Where the next frame goes. 0 until the header is written.
+    end: u64,
+    /// How far it is durable.
+    synced: u64,
+    /// How far the file reaches, zeros included.
+    grown: u64,
+    /// Its name is durable.
+    named: bool,
+    /// A write failed in a way that leaves no trust in the file.
+    failed: Option<Error>,
+}
+
+impl fmt::Debug for Journal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Journal").field("dir", &self.dir).field("last", &self.last).finish_non_exhaustive()
+    }
+}
+
+/// How far a segment is durable, for whoever reads it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Extent {
+    pub(crate) number: u64,
+    pub(crate) end: u64,
+}
+
+impl Journal {
+    /// Goes on after segment `last`, which is durable up to `last_end`; 0 for none.
+    pub(crate) fn new(fs: Arc<dyn Fs>, dir: Arc<Dir>, last: u64, last_end: u64) -> Journal {
+        Journal { fs, dir, next_number: last + 1, last: (last, last_end), active: None, sealed: Vec::new(), buffer: Vec::new() }
+    }
+
+    /// Appends a frame for each of the transactions, and one for each of the changes, and hands them to the system.
+    /// `counter` is at least the highest number in use.
+    ///
+    /// # Errors
+    ///
+    /// Nothing of it counts then.
+    pub(crate) fn append(&mut self, transactions: &[&[Change<'_>]], changes: &[Change<'_>], counter: u64) -> Result<()> {
+        let singles = changes.iter().map(std::slice::from_ref);
+        let all = transactions.iter().copied().chain(singles);
+        self.append_with(counter, |buffer, mut place, synced| {
+            for changes in all {
+                let before = buffer.len();
+                frame::encode(buffer, place, synced, changes);
+                place.offset += (buffer.len() - before) as u64;
+            }
+        })
+    }
+
+    /// Appends frames of another segment.
+    pub(crate) fn append_copies<'a>(
+        &mut self,
+        frames: impl Iterator<Item = Frame<'a>>,
+        counter: u64,
+    ) -> Result<()> {
+        self.append_with(counter, |buffer, mut place, synced| {
+            for found in frames {
+                let before = buffer.len();
+                frame::copy(buffer, place, synced, &found);
+                place.offset += (buffer.len() - before) as u64;
+            }
+        })
+    }
+
+    fn append_with(&mut self, counter: u64, fill: impl FnOnce(&mut Vec<u8>, Place, u64)) -> Result<()> {
+        if let Some(error) = self.active.as_ref().and_then(|active| active.failed.clone()) {
+            return Err(error);
+        }
+        if self.active.is_none() {
+            self.begin()?;
+        }
+        let mut buffer = std::mem::take(&mut self.buffer);
+        buffer.clear();
+        let last = self.last;
+        let Some(active) = &mut self.active else { unreachable!("a segment was begun") };
+        let at = active.end;
+        if at == 0 {
+            let header = Header { number: active.number, counter, previous: last.0, previous_end: last.1 };
+            buffer.extend_from_slice(&header.encode());
+        }
+        let place = Place { segment: active.number, offset: at + buffer.len() as u64 };
+        fill(&mut buffer, place, active.synced);
+        let path = self.dir.join(&file_name(active.number));
+        let written = active.write(&mut buffer).map_err(|error| (is_full(&error), Error::io("append to", path, error)));
+        // One large value does not keep its room.
+        if buffer.capacity() <= 16 << 20 {
+            self.buffer = buffer;
+        }
+        match written {
+            Ok(()) => Ok(()),
+            // What was written stands where nothing counts, and the next append writes over it.
+            Err((true, error)) => Err(error),
+            // A disk that fails in another way may have lost more than this.
+            Err((false, error)) => {
+                active.failed = Some(error.clone());
+                if active.end == active.synced {
+                    self.seal();
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn begin(&mut self) -> Result<()> {
+        let number = self.next_number;
+        let name = file_name(number);
+        let file = self.fs.create(&self.dir, &name);
+        let file = file.map_err(|error| Error::io("create", self.dir.join(&name), error))?;
+        self.next_number += 1;
+        self.active = Some(Active { number, file, end: 0, synced: 0, grown: 0, named: false, failed: None });
+        Ok(())
+    }
+
+    /// Bytes that are not durable yet.
+    pub(crate) fn unsynced(&self) -> u64 {
+        self.active.as_ref().map_or(0, |active| active.end - active.synced)
+    }
+
+    /// The segment that is written, as far as it is durable.
+    pub(crate) fn active(&self) -> Option<Extent> {
+        self.active.as_ref().map(|active| Extent { number: active.number, end: active.synced })
+    }
+
+    /// Whether the segment that is written is as large as one should be.
+    pub(crate) fn is_full(&self, size: u64) -> bool {
+        self.active.as_ref().is_some_and(|active| active.end >= size)
+    }
+
+    /// Makes everything that was appended durable: one sync, whatever there is.
+    ///
+    /// # Errors
+    ///
+    /// What was appended since the last success may be lost, and its segment is closed: append it again.
+    pub(crate) fn sync(&mut self) -> Result<()> {
+        let Some(active) = &mut self.active else { return Ok(()) };
+        let path = self.dir.join(&file_name(active.number));
+        let synced = match active.failed.take() {
+            Some(error) => Err(error),
+            None if active.end == active.synced => return Ok(()),
+            None => active.file.sync_data().map_err(|error| Error::io("sync", &path, error)),
+        };
+        let synced = match synced {
+            Ok(()) if !active.named => {
+                self.fs.sync_dir(&self.dir).map_err(|error| Error::io("sync directory", self.dir.path(), error))
+            }
+            synced => synced,
+        };
+        match synced {
+            Ok(()) => {
+                active.named = true;
+                active.synced = active.end;
+                Ok(())
+            }
+            Err(error) => {
+                self.seal();
+                Err(error)
+            }
+        }
+    }
+
+    /// Closes the segment that is written, as far as it is durable. The next append begins another.
+    pub(crate) fn seal(&mut self) {
+        if let Some(active) = self.active.take() {
+            self.last = (active.number, active.synced);
+            self.sealed.push(Extent { number: active.number, end: active.synced });
+        }
+    }
+
+    /// The segments that were closed since this was last called, as far as they are durable. Each of them has a file,
+    /// even if nothing in it is durable.
+    pub(crate) fn take_sealed(&mut self) -> Vec<Extent> {
+        std::mem::take(&mut self.sealed)
+    }
+}
+
+impl Active {
+    /// Writes at the end, with zeros behind it if that makes the next sync cheaper. `bytes` is not looked at again.
+    fn write(&mut self, bytes: &mut Vec<u8>) -> std::io::Result<()> {
+        let length = bytes.len();
+        let end = self.end + length as u64;
+        if end > self.grown && length <= SMALL {
+            let grown = end.next_multiple_of(STEP);
+            bytes.resize(length + (grown - end) as usize, 0);
+        }
+        let mut written = write_all_at(&mut *self.file, bytes, self.end);
+        if bytes.len() > length && written.as_ref().is_err_and(is_full) {
+            written = write_all_at(&mut *self.file, &bytes[..length], self.end);
+            bytes.truncate(length);
+        }
+        written?;
+        self.grown = self.grown.max(self.end + bytes.len() as u64);
+        self.end = end;
+        Ok(())
+    }
+}
+
+/// No room, by whatever name: later there may be.
+pub(crate) fn is_full(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
+}
