@@ -717,6 +717,18 @@ impl Sink for Intake<'_> {
         Ok(())
     }
 
+    fn is_newest(&self, change: &Change<'_>) -> bool {
+        match *change {
+            Change::Put { collection, member, version, .. }
+            | Change::Delete { collection, member, version }
+            | Change::Deadline { collection, member, version, .. } => {
+                let found = self.engine.shelves(collection).raw.table.version(member);
+                found.is_ok_and(|found| found == Some(version))
+            }
+            Change::Clear { .. } => true,
+        }
+    }
+
     fn recovered(&self) {
         for (collection, member, version) in std::mem::take(&mut *self.removed.lock()) {
             // As above.

@@ -333,6 +333,8 @@ pub(crate) trait Sink: Sync {
     fn put(&self, collection: &str, member: &str, version: u64, codec: &str, value: &[u8]) -> Result<()>;
     /// Changes that were recovered, in their order, beside members of any version.
     fn recover(&self, changes: &[Change<'_>]) -> Result<()>;
+    /// Whether nothing newer than the change has been recovered or loaded. Before `recovered` is called.
+    fn is_newest(&self, change: &Change<'_>) -> bool;
     /// All have been.
     fn recovered(&self);
     fn quarantined(&self, what: Quarantined);
@@ -362,6 +364,10 @@ impl Loader<'_> {
 
     pub(crate) fn recover(&self, changes: &[Change<'_>]) -> Result<()> {
         self.sink.recover(changes)
+    }
+
+    pub(crate) fn is_newest(&self, change: &Change<'_>) -> bool {
+        self.sink.is_newest(change)
     }
 
     pub(crate) fn recovered(&self) {

@@ -46,8 +46,7 @@ pub(crate) fn encode(out: &mut Vec<u8>, place: Place, synced: u64, changes: &[Ch
             CHANGE
         }
         changes => {
-            out.extend_from_slice(&(changes.len() as u32).to_le_bytes());
-            changes.iter().for_each(|change| encode_change(out, change));
+            encode_transaction(out, changes);
             TRANSACTION
         }
     };
@@ -81,6 +80,11 @@ fn header_checksum(place: Place, header: &[u8]) -> u32 {
     hasher.update(&place.offset.to_le_bytes());
     hasher.update(header);
     hasher.finalize()
+}
+
+fn encode_transaction(out: &mut Vec<u8>, changes: &[Change<'_>]) {
+    out.extend_from_slice(&(changes.len() as u32).to_le_bytes());
+    changes.iter().for_each(|change| encode_change(out, change));
 }
 
 fn encode_change(out: &mut Vec<u8>, change: &Change<'_>) {
@@ -133,6 +137,13 @@ impl Frame<'_> {
 }
 
 impl Content {
+    /// A transaction of these changes.
+    pub(crate) fn of(changes: &[Change<'_>]) -> Content {
+        let mut body = Vec::new();
+        encode_transaction(&mut body, changes);
+        Content { kind: TRANSACTION, body: body.into() }
+    }
+
     pub(crate) fn frame(&self) -> Frame<'_> {
         Frame { kind: self.kind, synced: 0, body: &self.body }
     }

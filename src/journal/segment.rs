@@ -13,6 +13,9 @@ pub(crate) const HEADER: usize = 64;
 const MAGIC: &[u8; 8] = b"larderjl";
 const FORMAT: u32 = 1;
 
+/// What a segment's file is made larger with. No frame begins in it.
+static ZEROS: [u8; 4096] = [0; 4096];
+
 /// What a segment begins with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Header {
@@ -85,6 +88,9 @@ pub(crate) fn scan(bytes: &[u8], number: u64, start: u64, durable: u64) -> Scan<
             // The next frame can begin at any aligned place.
             Found::Broken(_) | Found::Nothing => {
                 at += ALIGNMENT;
+                while bytes[at.min(bytes.len())..].starts_with(&ZEROS) {
+                    at += ZEROS.len();
+                }
                 gap(&mut gaps, offset..start + at as u64);
             }
         }

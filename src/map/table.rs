@@ -343,6 +343,12 @@ impl<V: Stored> Table<V> {
         })
     }
 
+    /// The version of a member, or of its tombstone.
+    pub(crate) fn version(&self, member: &str) -> Result<Option<u64>, Refused> {
+        let hash = self.hash(member);
+        self.read(hash, |inner| Some(inner.slots.find(hash, |slot| slot.member == *member)?.stamp.version()))
+    }
+
     /// Gives a stored member a higher version. Whether there was a member with a lower one is returned.
     pub(crate) fn restamp(&self, member: &str, version: u64) -> Result<bool, Refused> {
         let hash = self.hash(member);

@@ -1,6 +1,7 @@
 //! What the figures were measured on.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Command;
 
@@ -33,6 +34,13 @@ pub(crate) fn describe(config: &Config) -> Result<()> {
 
 pub(crate) fn load_average() -> String {
     first_line("/proc/loadavg")
+}
+
+/// What the disk below a directory has done so far, as the system counts it, and nothing where it does not.
+pub(crate) fn disk(dir: &Path) -> String {
+    let device = dir.metadata().map_or(0, |metadata| metadata.dev());
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/stat")).unwrap_or_default()
 }
 
 fn output(command: &str, args: &[&str]) -> String {

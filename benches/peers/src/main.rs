@@ -7,6 +7,7 @@
 //! cargo run --release -- --only durable    # one section: durable, bulk, latency; may be given more than once
 //! cargo run --release -- --dir /mnt/disk   # another file system than that of the current directory
 //! cargo run --release -- --rounds 9        # more rounds than 5
+//! cargo run --release -- --seconds 60      # longer runs of durable writes than 3 s
 //! ```
 //!
 //! It prints Markdown. Every figure is the median of the rounds, with the least and the most in parentheses. In a round
@@ -61,7 +62,7 @@ struct Size {
 const FULL: Size = Size {
     rounds: 5,
     there: 10_000,
-    run: Duration::from_secs(2),
+    run: Duration::from_secs(3),
     bulk: 1_000_000,
     load: Duration::from_secs(10),
     burst: 200_000,
@@ -89,21 +90,25 @@ struct Config {
 impl Config {
     fn parse(mut args: impl Iterator<Item = String>) -> Result<Config> {
         let mut config = Config { size: FULL, dir: PathBuf::from("."), sections: Vec::new() };
-        let mut rounds = None;
+        let (mut rounds, mut seconds) = (None, None);
         while let Some(arg) = args.next() {
             let mut value = || args.next().ok_or_else(|| format!("{arg} wants a value"));
             match arg.as_str() {
                 "--quick" => config.size = QUICK,
                 "--dir" => config.dir = value()?.into(),
                 "--rounds" => rounds = Some(value()?.parse::<usize>().map_err(|_| "--rounds wants a number")?.max(1)),
+                "--seconds" => {
+                    seconds = Some(value()?.parse::<u64>().map_err(|_| "--seconds wants a number")?.max(1));
+                }
                 "--only" => match value()? {
                     section if SECTIONS.contains(&section.as_str()) => config.sections.push(section),
                     other => return Err(format!("{other:?} is none of {SECTIONS:?}").into()),
                 },
-                _ => return Err(format!("{arg:?} is none of --quick, --dir, --rounds, --only").into()),
+                _ => return Err(format!("{arg:?} is none of --quick, --dir, --rounds, --seconds, --only").into()),
             }
         }
         config.size.rounds = rounds.unwrap_or(config.size.rounds);
+        config.size.run = seconds.map_or(config.size.run, Duration::from_secs);
         Ok(config)
     }
 
@@ -117,9 +122,22 @@ impl Config {
     }
 }
 
-/// Brings to the disk what earlier runs have left to the system, so that the next one does not pay for it.
+/// Brings to the disk what earlier runs have left to the system, and waits until the disk has nothing to do, so that the
+/// next run does not pay for the one before. Where others use the disk it does not wait for ever.
 fn settle(dir: &Path) -> Result<()> {
-    Ok(rustix::fs::syncfs(std::fs::File::open(dir)?)?)
+    const MOMENT: Duration = Duration::from_millis(200);
+    const PATIENCE: u32 = 50;
+    rustix::fs::syncfs(std::fs::File::open(dir)?)?;
+    let mut before = machine::disk(dir);
+    for _ in 0..PATIENCE {
+        std::thread::sleep(MOMENT);
+        let now = machine::disk(dir);
+        if now == before {
+            break;
+        }
+        before = now;
+    }
+    Ok(())
 }
 
 fn main() -> ExitCode {

@@ -13,7 +13,7 @@ mod meta;
 mod name;
 mod place;
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +21,7 @@ use std::time::Duration;
 use super::{Backend, Change, Loader, Rejected};
 use crate::error::{Error, Result};
 use crate::fs::{Fs, Native};
-use crate::journal::frame::Content;
+use crate::journal::frame::{Content, Frame};
 use crate::journal::{self, Extent, Journal, segment};
 use folder::Folder;
 use follower::Follower;
@@ -171,7 +171,7 @@ impl Opened {
 
         let background = loader.background.clone();
         let follower = Follower::new(place.clone(), background, max_journal / 2);
-        let mut carried = Vec::new();
+        let mut tails = Tails::default();
         let mut replaced = HashSet::new();
         let mut last = Extent { number: 0, end: 0 };
         let mut aside = !damaged.is_empty();
@@ -197,14 +197,18 @@ impl Opened {
                 counter = counter.max(changes.iter().map(Change::version).max().unwrap_or(0));
                 loader.recover(&changes)?;
                 if *offset >= scan.durable {
-                    carried.push(frame.to_content());
-                } else if !damaged.is_empty() {
-                    replaced.extend(changes.iter().filter_map(file_of));
+                    tails.add(&changes, *frame);
+                } else {
+                    tails.is_durable(&changes);
+                    if !damaged.is_empty() {
+                        replaced.extend(changes.iter().filter_map(file_of));
+                    }
                 }
             }
             last = Extent { number: known.number, end: scan.durable };
             follower.found(last);
         }
+        let carried = tails.carried(loader);
         loader.recovered();
 
         // A file that a durable frame replaces may be anything: the crash came between its name and its bytes.
@@ -326,6 +330,40 @@ impl Opened {
         self.tell_follower();
         self.follower.end();
         self.follower.retire_all(but_the_last)
+    }
+}
+
+/// Frames that may not be durable, by the version of their first change, which is in no other frame but a copy.
+#[derive(Default)]
+struct Tails(BTreeMap<u64, Content>);
+
+impl Tails {
+    fn add(&mut self, changes: &[Change<'_>], frame: Frame<'_>) {
+        if let Some(first) = changes.first() {
+            self.0.insert(first.version(), frame.to_content());
+        }
+    }
+
+    fn is_durable(&mut self, changes: &[Change<'_>]) {
+        if let Some(first) = changes.first().filter(|_| !self.0.is_empty()) {
+            self.0.remove(&first.version());
+        }
+    }
+
+    /// What of it is the newest that there is of its member. The rest must not be appended again: it would come after
+    /// what is newer.
+    fn carried(self, loader: &Loader<'_>) -> Vec<Content> {
+        let newest = |content: &Content| {
+            let frame = content.frame();
+            let changes = frame.changes().unwrap_or_default();
+            let (newest, older): (Vec<_>, Vec<_>) = changes.iter().partition(|change| loader.is_newest(change));
+            match (newest.is_empty(), older.is_empty()) {
+                (true, _) => None,
+                (false, true) => Some(frame.to_content()),
+                (false, false) => Some(Content::of(&newest)),
+            }
+        };
+        self.0.values().filter_map(newest).collect()
     }
 }
 
