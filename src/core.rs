@@ -324,6 +324,38 @@ impl Core {
         Ok(done)
     }
 
+    /// A transaction of bytes by key, for tests of how transactions are stored: no reads, no conflicts.
+    #[cfg(test)]
+    pub(crate) fn write_together(&self, writes: &[(&str, Option<&[u8]>)]) -> Result<()> {
+        use std::collections::BTreeMap;
+        let engine = self.open()?;
+        let mut tables = BTreeMap::new();
+        for (key, _) in writes {
+            let shelves = engine.shelves(key::split(key)?.0);
+            tables.insert(shelves.id, shelves);
+        }
+        let mut locked: BTreeMap<u32, _> =
+            tables.iter().map(|(id, shelves)| (*id, shelves.raw.table.lock())).collect();
+        engine.link.transaction_comes();
+        let mut transaction = janitor::Transaction { writes: Vec::new() };
+        for (key, value) in writes {
+            let (collection, member) = key::split(key)?;
+            let (id, value) = (engine.shelves(collection).id, value.map(Value::from));
+            let version = engine.version.0.fetch_add(1, Ordering::Relaxed) + 1;
+            let charge = member.len() + value.as_ref().map_or(0, |value| value.len());
+            engine.adjust_unsaved(charge as isize);
+            if let Some(table) = locked.get_mut(&id) {
+                let before = table.write(member, value.clone(), Stamp::new(version, 0, true));
+                engine.adjust_unsaved(-(before as isize));
+            }
+            let member = Member::from(member);
+            transaction.writes.push(janitor::TransactionWrite { collection: id, member, version, codec: 0, value });
+        }
+        engine.send(Msg::Transaction(transaction));
+        drop(locked);
+        Ok(())
+    }
+
     /// Waits until some bytes have become durable, or until it is clear that they will not in time. The first time it
     /// only notes how things stand: what becomes durable between then and the second refusal ends the wait.
     fn wait_for_room(&self, engine: &Engine, full: &mut Full) -> Result<()> {
@@ -758,5 +790,37 @@ impl Shelves {
         if let Some(typed) = self.typed.get() {
             typed.barrier();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::store::Store;
+
+    #[test]
+    fn a_transaction_comes_back_whole_beside_older_and_newer_writes() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("store");
+        let store = Store::open(&path).unwrap();
+        for round in 0..50u32 {
+            let value = round.to_string();
+            store.put("a/old", &value).unwrap();
+            store.put("b/gone", &value).unwrap();
+            let writes = [("a/old", Some(&b"tx"[..])), ("a/new", Some(value.as_bytes())), ("b/gone", None)];
+            store.write_together(&writes).unwrap();
+            assert_eq!(store.get("a/old").unwrap().unwrap(), "tx");
+            if round % 2 == 1 {
+                store.put("a/old", "after").unwrap();
+                store.delete_all("b").unwrap();
+            }
+        }
+        store.flush().unwrap();
+        assert_eq!((store.stats().dirty, store.stats().unsaved_bytes), (0, 0));
+        store.close().unwrap();
+        let store = Store::open(&path).unwrap();
+        assert_eq!(store.get("a/old").unwrap().unwrap(), "after");
+        assert_eq!(store.get("a/new").unwrap().unwrap(), "49");
+        assert_eq!(store.get("b/gone").unwrap(), None);
+        assert_eq!(store.stats().members, 2);
     }
 }

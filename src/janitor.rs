@@ -47,6 +47,9 @@ pub(crate) enum Msg {
     Key { collection: u32, member: Member },
     /// The collection was cleared. At which version, it says itself.
     Clear { collection: u32 },
+    /// A transaction, sent under the locks of all the shards that it wrote to. Its members' keys are not sent.
+    #[cfg_attr(not(test), expect(dead_code, reason = "sent by transactions, which have no face yet"))]
+    Transaction(Transaction),
     /// Answer when what was sent before this is durable, as far as it concerns whoever asks.
     Flush(Concern, Sender<Result<()>>),
     /// Put a copy of a value aside.
@@ -64,6 +67,20 @@ pub(crate) enum Concern {
     Everything,
     Member { collection: u32, member: Member },
     Clear { collection: u32 },
+}
+
+/// What a transaction wrote. It is stored whole, before anything newer of its members is.
+pub(crate) struct Transaction {
+    pub(crate) writes: Vec<TransactionWrite>,
+}
+
+pub(crate) struct TransactionWrite {
+    pub(crate) collection: u32,
+    pub(crate) member: Member,
+    pub(crate) version: u64,
+    pub(crate) codec: u8,
+    /// Encoded; `None` for a delete.
+    pub(crate) value: Option<Value>,
 }
 
 /// A close that somebody waits for, or gave up waiting for.
@@ -109,6 +126,8 @@ pub(crate) struct Link {
     pub(crate) background: Arc<Background>,
     /// The janitor is in trouble: `status` says which.
     failing: AtomicBool,
+    /// Transactions that are sent, or about to be, and that the janitor has not received.
+    transactions: AtomicUsize,
     /// Writers wait for room: sync at once.
     starved: AtomicBool,
     /// Keys that the janitor has received and that are not durable.
@@ -141,6 +160,7 @@ impl Link {
             dead: OnceLock::new(),
             background: Arc::default(),
             failing: AtomicBool::new(false),
+            transactions: AtomicUsize::new(0),
             starved: AtomicBool::new(false),
             in_hand: AtomicUsize::new(0),
             progress: AtomicU64::new(0),
@@ -206,6 +226,12 @@ impl Link {
             return Health::Well;
         }
         Health::Failing { since: since.into_iter().min().unwrap_or_else(SystemTime::now), problems }
+    }
+
+    /// A transaction is about to write, and to be sent: before its first value can be seen.
+    #[cfg(test)]
+    pub(crate) fn transaction_comes(&self) {
+        self.transactions.fetch_add(1, Ordering::SeqCst);
     }
 
     pub(crate) fn in_hand(&self) -> usize {
@@ -285,7 +311,11 @@ pub(crate) fn run(core: Arc<Core>, backend: Box<dyn Backend>, inbox: Receiver<Ms
         fresh: Vec::new(),
         pending: HashMap::new(),
         clears: HashMap::new(),
+        transactions: Vec::new(),
+        late: Vec::new(),
+        overtaken: Vec::new(),
         applied: HashMap::new(),
+        applied_transactions: Vec::new(),
         applied_clears: HashMap::new(),
         applied_since: None,
         unencodable: HashSet::new(),
@@ -318,7 +348,13 @@ struct Janitor {
     /// bytes not yet durable beyond what its slot counts.
     pending: HashMap<KeyId, usize>,
     clears: HashMap<u32, u64>,
+    transactions: Vec<Transaction>,
+    /// Received out of turn.
+    late: Vec<Msg>,
+    /// Written again since a transaction that has just been offered: they come next.
+    overtaken: Vec<KeyId>,
     applied: HashMap<KeyId, Applied>,
+    applied_transactions: Vec<Transaction>,
     applied_clears: HashMap<u32, u64>,
     /// When the first of them was applied.
     applied_since: Option<Instant>,
@@ -394,6 +430,14 @@ impl Janitor {
 
     /// Waits for something to do, lets more of it gather, and takes it. False when nobody can send any more.
     fn receive(&mut self) -> bool {
+        if !self.fresh.is_empty() || !self.late.is_empty() {
+            // Received while the last batch was put together.
+            for message in std::mem::take(&mut self.late) {
+                self.take_in(message);
+            }
+            self.drain();
+            return true;
+        }
         let mut waited = false;
         let first = match self.listen() {
             Some(message) => Some(message),
@@ -412,7 +456,7 @@ impl Janitor {
                 }
             }
         };
-        if matches!(first, Some(Msg::Key { .. } | Msg::Clear { .. })) {
+        if matches!(first, Some(Msg::Key { .. } | Msg::Clear { .. } | Msg::Transaction(_))) {
             // What is in the channel came after it was last drained; if the janitor has waited since, just now.
             let came = if waited { None } else { self.drained };
             self.link.status.lock().oldest.get_or_insert_with(|| came.unwrap_or_else(Instant::now));
@@ -499,6 +543,11 @@ impl Janitor {
                 let clear = self.clears.entry(collection).or_insert(version);
                 *clear = version.max(*clear);
             }
+            Msg::Transaction(transaction) => {
+                self.link.transactions.fetch_sub(1, Ordering::SeqCst);
+                self.link.in_hand.fetch_add(1, Ordering::Relaxed);
+                self.transactions.push(transaction);
+            }
             Msg::Flush(concern, reply) => self.flushes.push((concern, reply)),
             Msg::Quarantine(exhibit, reply) => self.quarantine(&exhibit, &reply),
             Msg::Close(closing) => self.close = Some(closing),
@@ -547,10 +596,16 @@ impl Janitor {
         let mut outcome = Ok(());
         let mut keys = keys.into_iter().peekable();
         let mut offered = HashSet::new();
-        while keys.peek().is_some() || !self.clears.is_empty() {
+        loop {
+            if keys.peek().is_none() {
+                keys = std::mem::take(&mut self.overtaken).into_iter().peekable();
+            }
+            if keys.peek().is_none() && self.clears.is_empty() && self.transactions.is_empty() {
+                break;
+            }
             if let Err(error) = self.store_batch(&mut keys, &mut offered) {
                 outcome = Err(error);
-                for key in keys {
+                for key in keys.chain(std::mem::take(&mut self.overtaken)) {
                     self.pending.entry(key).or_insert(0);
                 }
                 break;
@@ -613,6 +668,24 @@ impl Janitor {
             let codec = engine.codec_name(load.codec_id);
             taken.push((key, load, charge, codec));
         }
+
+        // A value that was taken may be newer than a transaction's that is still in the channel, or be a transaction's
+        // own. The transaction goes first, whole.
+        self.receive_transactions();
+        let covered = match self.store_transactions(engine) {
+            Ok(covered) => covered,
+            Err(error) => {
+                self.pending.extend(taken.into_iter().map(|(key, _, charge, _)| (key, charge)));
+                return Err(error);
+            }
+        };
+        taken.retain(|(key, load, charge, _)| {
+            let is_covered = covered.get(key).is_some_and(|&version| load.version <= version);
+            if is_covered {
+                engine.adjust_unsaved(-(*charge as isize));
+            }
+            !is_covered
+        });
 
         let clears = std::mem::take(&mut self.clears);
         let mut batch = Vec::with_capacity(clears.len() + taken.len());
@@ -683,6 +756,69 @@ impl Janitor {
         }
     }
 
+    /// Takes what is in the channel by now, if there are transactions in it: what was sent before a value that has been
+    /// taken was written is there.
+    fn receive_transactions(&mut self) {
+        let mut left = if self.link.transactions.load(Ordering::SeqCst) > 0 { self.inbox.len() } else { 0 };
+        while left > 0
+            && let Ok(message) = self.inbox.try_recv()
+        {
+            match message {
+                // They wait for keys of this drain, which come with the next batch.
+                Msg::Flush(..) | Msg::Close(_) | Msg::Stop(_) => self.late.push(message),
+                message => self.take_in(message),
+            }
+            left -= 1;
+        }
+    }
+
+    /// Offers the transactions to the backend, in their order. Returns what they have written.
+    fn store_transactions(&mut self, engine: &crate::core::Engine) -> Result<HashMap<KeyId, u64>> {
+        let mut covered = HashMap::new();
+        while !self.transactions.is_empty() {
+            let transaction = &self.transactions[0];
+            let shelves: Vec<_> =
+                transaction.writes.iter().map(|write| engine.registry.by_id(write.collection)).collect();
+            let codecs: Vec<_> = transaction.writes.iter().map(|write| engine.codec_name(write.codec)).collect();
+            let changes: Vec<Change<'_>> = transaction
+                .writes
+                .iter()
+                .zip(shelves.iter().zip(&codecs))
+                .map(|(write, (shelves, codec))| {
+                    let (collection, member, version) = (shelves.name(), write.member.as_str(), write.version);
+                    match &write.value {
+                        Some(value) => Change::Put { collection, member, version, deadline: None, codec, value },
+                        None => Change::Delete { collection, member, version },
+                    }
+                })
+                .collect();
+            self.link.calling(|| self.backend.apply_transaction(&changes))?;
+            drop(changes);
+            let transaction = self.transactions.remove(0);
+            for (write, shelves) in transaction.writes.iter().zip(shelves) {
+                let key = (write.collection, write.member.clone());
+                // The mark is the transaction's, or was there before it: whoever writes from now on sends the key.
+                let taken = shelves.settled(|shelf| shelf.take(&write.member, &mut Vec::new())).flatten();
+                let mut charge = 0;
+                if let Some(load) = taken {
+                    charge = load.charge;
+                    if load.version > write.version && load.dirty {
+                        *self.pending.entry(key.clone()).or_insert(0) += std::mem::take(&mut charge);
+                        self.overtaken.push(key.clone());
+                    }
+                }
+                let applied = Applied { version: write.version, deleted: write.value.is_none(), charge };
+                if let Some(older) = self.applied.insert(key.clone(), applied) {
+                    engine.adjust_unsaved(-(older.charge as isize));
+                }
+                covered.insert(key, write.version);
+            }
+            self.applied_transactions.push(transaction);
+            self.applied_since.get_or_insert_with(Instant::now);
+        }
+        Ok(covered)
+    }
+
     fn encodes(&mut self, key: &KeyId) {
         if self.unencodable.remove(key) {
             let named = key::join(self.engine().registry.by_id(key.0).name(), &key.1);
@@ -718,7 +854,10 @@ impl Janitor {
         self.applied_since = None;
         let applied = std::mem::take(&mut self.applied);
         let clears = std::mem::take(&mut self.applied_clears);
+        let mut transactions = std::mem::take(&mut self.applied_transactions);
         if let Err(error) = synced {
+            transactions.append(&mut self.transactions);
+            self.transactions = transactions;
             for (id, version) in clears {
                 let clear = self.clears.entry(id).or_insert(version);
                 *clear = version.max(*clear);
@@ -757,7 +896,7 @@ impl Janitor {
                 self.link.failing.store(true, Ordering::Relaxed);
                 self.link.starved.store(false, Ordering::SeqCst);
             }
-            Ok(()) if self.pending.is_empty() && self.clears.is_empty() => {
+            Ok(()) if self.pending.is_empty() && self.clears.is_empty() && self.transactions.is_empty() => {
                 self.retry = None;
                 status.failure = None;
                 self.link.failing.store(false, Ordering::Relaxed);
@@ -810,7 +949,11 @@ impl Janitor {
 
     fn count(&self) {
         let unencodable = self.unencodable.len();
-        let in_hand = self.fresh.len() + self.pending.len() + self.clears.len() + self.applied.len();
+        let in_hand = self.fresh.len()
+            + self.pending.len()
+            + self.clears.len()
+            + self.transactions.len()
+            + self.applied.len();
         self.link.in_hand.store(in_hand + self.applied_clears.len() + unencodable, Ordering::Relaxed);
     }
 
@@ -846,7 +989,8 @@ impl Janitor {
     }
 
     fn close_backend_quietly(&mut self) {
-        if self.pending.is_empty() && self.clears.is_empty() && self.applied.is_empty() {
+        let stored = self.pending.is_empty() && self.clears.is_empty() && self.transactions.is_empty();
+        if stored && self.applied.is_empty() {
             let counter = self.engine().version();
             // There is nobody left to tell.
             _ = self.backend.close(counter);

@@ -63,6 +63,12 @@ impl fmt::Debug for Store {
 
 /// The life of a store.
 impl Store {
+    /// A transaction, for tests of how transactions are stored.
+    #[cfg(test)]
+    pub(crate) fn write_together(&self, writes: &[(&str, Option<&[u8]>)]) -> Result<()> {
+        self.handle.core.write_together(writes)
+    }
+
     /// A store at `path`, which is resolved now, so that a later change of the working directory does not matter.
     /// Nothing is created: that is [`load`](Self::load)'s part.
     ///

@@ -172,6 +172,10 @@ mod model {
     }
 
     impl<T> Receiver<T> {
+        pub(crate) fn len(&self) -> usize {
+            self.0.state.lock().items.len()
+        }
+
         pub(crate) fn recv(&self) -> Result<T, TryRecvError> {
             let mut state = self.0.state.lock();
             loop {

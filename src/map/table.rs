@@ -129,6 +129,43 @@ pub(crate) struct Cleared<V> {
 /// Every shard of a table, locked.
 struct AllShards<'a, V> {
     guards: Vec<RwLockWriteGuard<'a, Inner<V>>>,
+    #[cfg(test)]
+    numbers: Vec<u32>,
+}
+
+/// A table that a transaction writes to, with every shard locked.
+#[cfg(test)]
+pub(crate) struct Locked<'a, V> {
+    table: &'a Table<V>,
+    all: AllShards<'a, V>,
+}
+
+#[cfg(test)]
+impl<V: Stored> Locked<'_, V> {
+    /// Writes a member, or a tombstone: dirty, with nobody told. Returns what was at risk there before.
+    pub(crate) fn write(&mut self, member: &str, value: Option<V>, stamp: Stamp) -> usize {
+        let hash = self.table.hash(member);
+        let (number, _) = self.table.find_shard(shard_bits(hash));
+        let at = self.all.numbers.iter().position(|&found| found == number).expect("every shard is locked");
+        let Inner { slots, live, bytes, at_risk } = &mut *self.all.guards[at];
+        let new = Slot { member: Member::from(member), value, stamp };
+        *at_risk += new.at_risk();
+        *live += u32::from(new.value.is_some());
+        *bytes += if new.value.is_some() { new.charge() as u64 } else { 0 };
+        match slots.entry(hash, |slot| slot.member == *member, |slot| hash_name(&self.table.hasher, &slot.member)) {
+            Entry::Occupied(mut occupied) => {
+                let old = std::mem::replace(occupied.get_mut(), new);
+                *at_risk -= old.at_risk();
+                *live -= u32::from(old.value.is_some());
+                *bytes -= if old.value.is_some() { old.charge() as u64 } else { 0 };
+                old.at_risk()
+            }
+            Entry::Vacant(vacant) => {
+                vacant.insert(new);
+                0
+            }
+        }
+    }
 }
 
 impl<V: Stored> Table<V> {
@@ -541,6 +578,8 @@ impl<V: Stored> Table<V> {
     /// a locked shard are known.
     fn lock_all(&self) -> AllShards<'_, V> {
         let mut guards = Vec::new();
+        #[cfg(test)]
+        let mut numbers = Vec::new();
         let mut waiting = vec![0u32];
         while let Some(number) = waiting.pop() {
             // A number is only pushed for a child of a locked parent, whose depth says that the child was born.
@@ -549,8 +588,19 @@ impl<V: Stored> Table<V> {
             let first = number.checked_ilog2().map_or(0, |top| top + 1);
             waiting.extend((first..shard.depth.load(Ordering::Relaxed)).map(|bit| number | 1 << bit));
             guards.push(inner);
+            #[cfg(test)]
+            numbers.push(number);
         }
-        AllShards { guards }
+        AllShards {
+            guards,
+            #[cfg(test)]
+            numbers,
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn lock(&self) -> Locked<'_, V> {
+        Locked { table: self, all: self.lock_all() }
     }
 
     /// Passes through every shard's lock: whatever was set before is seen by every write that comes after.
