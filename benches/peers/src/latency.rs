@@ -69,6 +69,10 @@ pub(crate) fn run(config: &Config) -> Result<()> {
          fast as it can, for {:?}, {full_rate:.0} puts per second; looked at every millisecond. Floor: {} times.",
         size.load, size.burst, size.hot, size.load, size.syncs
     );
+    println!(
+        "\nThe goal: a p99 of the light load below the interval and three times the p99 of the floor. What is looked at \
+         is seen late, by up to the time between two looks."
+    );
     Ok(())
 }
 

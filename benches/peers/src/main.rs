@@ -2,8 +2,8 @@
 //! turns.
 //!
 //! ```text
-//! cargo run --release                      # everything: about half an hour, 5 GB of disk
-//! cargo run --release -- --quick           # one round of everything, smaller: a minute
+//! cargo run --release                      # everything: about an hour, 5 GB of disk
+//! cargo run --release -- --quick           # one round of everything, smaller: two minutes
 //! cargo run --release -- --only durable    # one section: durable, bulk, latency; may be given more than once
 //! cargo run --release -- --dir /mnt/disk   # another file system than that of the current directory
 //! cargo run --release -- --rounds 9        # more rounds than 5

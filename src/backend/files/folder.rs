@@ -46,7 +46,8 @@ impl Folder {
             tmp,
             dirs: HashMap::new(),
             unsynced: HashSet::new(),
-            root_unsynced: false,
+            // An earlier process may have made or removed collections without making that durable.
+            root_unsynced: true,
             data_unsynced: false,
             next_temporary: 0,
             sync_fs,
@@ -142,7 +143,10 @@ impl Folder {
 
     fn delete(&mut self, collection: &str, member: &str) -> Result<()> {
         let (dir_name, file) = (name::file_name(collection), name::file_name(member));
-        let Some(dir) = self.existing_dir(&dir_name)? else { return Ok(()) };
+        let Some(dir) = self.existing_dir(&dir_name)? else {
+            self.root_unsynced = true;
+            return Ok(());
+        };
         if self.is_ours(&dir, &file)? == Some(true) {
             self.place.fs.unlink(&dir, &file).map_err(|error| Error::io("unlink", dir.join(&file), error))?;
         }
@@ -155,7 +159,10 @@ impl Folder {
     /// put aside.
     fn clear(&mut self, collection: &str, version: u64) -> Result<()> {
         let dir_name = name::file_name(collection);
-        let Some(dir) = self.existing_dir(&dir_name)? else { return Ok(()) };
+        let Some(dir) = self.existing_dir(&dir_name)? else {
+            self.root_unsynced = true;
+            return Ok(());
+        };
         let fs = self.place.fs.clone();
         let listed = fs.list(&dir).map_err(|error| Error::io("list", dir.path(), error))?;
         let mut start = vec![0; header::MAX_HEADER];

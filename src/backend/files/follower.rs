@@ -486,11 +486,14 @@ impl<'a> Latest<'a> {
         let cleared = |collection: &str, version| {
             self.clears.get(collection).is_some_and(|(_, clear)| clear.version() > version)
         };
-        let members = self.members.into_values().filter(|(_, change)| match change {
-            Change::Put { collection, version, .. } | Change::Deadline { collection, version, .. } => {
-                !cleared(collection, *version)
+        // What a clear has taken is removed by name: after a crash its file may not say its version.
+        let members = self.members.into_values().map(|(offset, change)| match change {
+            Change::Put { collection, member, version, .. } | Change::Deadline { collection, member, version, .. }
+                if cleared(collection, version) =>
+            {
+                (offset, Change::Delete { collection, member, version })
             }
-            Change::Delete { .. } | Change::Clear { .. } => true,
+            change => (offset, change),
         });
         let mut members: Vec<_> = members.filter(|(offset, change)| wanted(*offset, change)).collect();
         // Removals first: on a full disk they make room. The rest in the order of the journal.

@@ -200,9 +200,9 @@ impl Opened {
                     tails.add(&changes, *frame);
                 } else {
                     tails.is_durable(&changes);
-                    if !damaged.is_empty() {
-                        replaced.extend(changes.iter().filter_map(file_of));
-                    }
+                }
+                if !damaged.is_empty() {
+                    replaced.extend(changes.iter().filter_map(file_of));
                 }
             }
             last = Extent { number: known.number, end: scan.durable };
@@ -211,7 +211,7 @@ impl Opened {
         let carried = tails.carried(loader);
         loader.recovered();
 
-        // A file that a durable frame replaces may be anything: the crash came between its name and its bytes.
+        // A file that a frame replaces may be anything: the crash came between its name and its bytes.
         damaged.retain(|damaged| !replaced.contains(&(damaged.dir.clone(), damaged.file.clone())));
         damaged.sort_by(|a, b| (&a.dir, &a.file).cmp(&(&b.dir, &b.file)));
         for (number, damaged) in damaged.iter().enumerate() {
