@@ -178,7 +178,7 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Collection<T> {
                 collection: shelves.name().to_owned(),
                 member: member.clone(),
                 version,
-                codec: engine.codec_name(found.stamp.codec()),
+                codec: engine.codec_name(found.stamp.codec()).to_string(),
                 value: found.value.clone(),
                 reason: format!("it does not decode: {error}"),
             };

@@ -71,11 +71,11 @@ pub(crate) struct Engine {
 struct Apart<T>(T);
 
 /// The names of codecs, by the small number that a member's stamp has room for.
-struct Codecs(Mutex<Vec<String>>);
+struct Codecs(Mutex<Vec<Arc<str>>>);
 
 impl Codecs {
     fn new() -> Codecs {
-        Codecs(Mutex::new(vec![codec::RAW.to_owned()]))
+        Codecs(Mutex::new(vec![codec::RAW.into()]))
     }
 
     fn id(&self, name: &str) -> Result<u8> {
@@ -84,17 +84,17 @@ impl Codecs {
             return invalid("a codec's name is 1 to 32 characters of a-z, 0-9, - and _");
         }
         let mut names = self.0.lock();
-        if let Some(id) = names.iter().position(|known| known == name) {
+        if let Some(id) = names.iter().position(|known| **known == *name) {
             return Ok(id as u8);
         }
         if names.len() > usize::from(u8::MAX) {
             return invalid("a store knows at most 255 codecs");
         }
-        names.push(name.to_owned());
+        names.push(name.into());
         Ok((names.len() - 1) as u8)
     }
 
-    fn name(&self, id: u8) -> String {
+    fn name(&self, id: u8) -> Arc<str> {
         self.0.lock()[usize::from(id)].clone()
     }
 }
@@ -134,7 +134,7 @@ impl Engine {
         self.codecs.id(name)
     }
 
-    pub(crate) fn codec_name(&self, id: u8) -> String {
+    pub(crate) fn codec_name(&self, id: u8) -> Arc<str> {
         self.codecs.name(id)
     }
 
@@ -532,7 +532,9 @@ impl Core {
     fn show_closing(&self, engine: &Engine, total: &mut u64) {
         let left = engine.link.background.waiting();
         *total = left.max(*total);
-        if let Some(mut callback) = self.on_progress.lock().take() {
+        // Taken out for the call, so that no lock is held while the caller's code runs.
+        let callback = self.on_progress.lock().take();
+        if let Some(mut callback) = callback {
             callback(Progress { stage: Stage::Close, done: *total - left, total: *total });
             *self.on_progress.lock() = Some(callback);
         }

@@ -5,7 +5,7 @@
 //! truth, and nothing is remembered here but keys. Idle, it sleeps in the channel; while it has work it looks about once a
 //! millisecond, so that a writer does not wake it up for every key.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
@@ -21,7 +21,7 @@ use crate::options::Durability;
 use crate::report::Health;
 use crate::shelf::{Payload, panic_message};
 use crate::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
-use crate::sync::{Condvar, Mutex, Receiver, RecvTimeoutError, Sender, ThreadId, bounded, thread, wait_for};
+use crate::sync::{Condvar, Mutex, NameHasher, Receiver, RecvTimeoutError, Sender, ThreadId, bounded, thread, wait_for};
 use crate::value::{Member, Value};
 
 /// How long the janitor lets keys come together once it has one.
@@ -290,6 +290,10 @@ impl Link {
 /// A key, as small as it gets.
 type KeyId = (u32, Member);
 
+/// Whoever chooses names could not make these slow: the hash is seeded at random.
+type HashMap<K, V> = hashbrown::HashMap<K, V, NameHasher>;
+type HashSet<K> = hashbrown::HashSet<K, NameHasher>;
+
 /// A change that the backend has applied and not yet synced.
 struct Applied {
     version: u64,
@@ -309,16 +313,16 @@ pub(crate) fn run(core: Arc<Core>, backend: Box<dyn Backend>, inbox: Receiver<Ms
         inbox,
         urgent,
         fresh: Vec::new(),
-        pending: HashMap::new(),
-        clears: HashMap::new(),
+        pending: HashMap::default(),
+        clears: HashMap::default(),
         transactions: Vec::new(),
         late: Vec::new(),
         overtaken: Vec::new(),
-        applied: HashMap::new(),
+        applied: HashMap::default(),
         applied_transactions: Vec::new(),
-        applied_clears: HashMap::new(),
+        applied_clears: HashMap::default(),
         applied_since: None,
-        unencodable: HashSet::new(),
+        unencodable: HashSet::default(),
         flushes: Vec::new(),
         close: None,
         stop: None,
@@ -595,7 +599,7 @@ impl Janitor {
         }
         let mut outcome = Ok(());
         let mut keys = keys.into_iter().peekable();
-        let mut offered = HashSet::new();
+        let mut offered = HashSet::default();
         loop {
             if keys.peek().is_none() {
                 keys = std::mem::take(&mut self.overtaken).into_iter().peekable();
@@ -623,21 +627,25 @@ impl Janitor {
         let core = self.core.clone();
         let Some(engine) = core.engine() else { return Ok(()) };
         // The names that the changes borrow. Most batches touch few collections, one after the other.
-        let mut collections = HashMap::new();
+        let mut collections = HashMap::default();
         for &id in self.clears.keys() {
             collections.entry(id).or_insert_with(|| engine.registry.by_id(id));
         }
         let mut buffer = Vec::new();
-        let mut taken = Vec::new();
+        let mut taken = Vec::with_capacity(keys.len().min(BATCH_KEYS));
         let mut bytes = 0;
+        // What the bytes not yet durable change by: told once for the batch, for it is where all writers meet.
+        let mut charged = 0;
+        let mut codec = (0, engine.codec_name(0));
         while let Some(key) = keys.next_if(|_| taken.len() < BATCH_KEYS && bytes < BATCH_BYTES) {
-            let retried = self.pending.contains_key(&key) || self.unencodable.contains(&key);
+            let held_before = self.pending.remove(&key);
+            let retried = held_before.is_some() || self.unencodable.contains(&key);
+            let held_before = held_before.unwrap_or(0) as isize;
             let shelves = collections.entry(key.0).or_insert_with(|| engine.registry.by_id(key.0));
             let load = shelves.settled(|shelf| shelf.take(&key.1, &mut buffer)).flatten();
-            let held_before = self.pending.remove(&key).unwrap_or(0);
             let Some(load) = load else {
                 // Cleared since: the clear has its own message.
-                engine.adjust_unsaved(-(held_before as isize));
+                charged -= held_before;
                 self.encodes(&key);
                 continue;
             };
@@ -646,7 +654,7 @@ impl Janitor {
             }
             if !offered.insert(key.clone()) {
                 // Written again while this batch was put together: one change a member. It comes again with the next.
-                engine.adjust_unsaved(-(held_before as isize));
+                charged -= held_before;
                 self.pending.insert(key, load.charge);
                 continue;
             }
@@ -655,7 +663,7 @@ impl Janitor {
                 Payload::Shared(value) => value.len(),
                 Payload::Encoded(range) => range.len(),
                 Payload::Unencodable(_) => {
-                    engine.adjust_unsaved(-((held_before + load.charge) as isize));
+                    charged -= held_before + load.charge as isize;
                     let codec = engine.codec_name(load.codec_id);
                     self.does_not_encode(key, shelves.name(), &codec, load.payload);
                     continue;
@@ -663,11 +671,14 @@ impl Janitor {
             };
             self.encodes(&key);
             let charge = key.1.len() + size;
-            engine.adjust_unsaved(charge as isize - (held_before + load.charge) as isize);
+            charged += charge as isize - (held_before + load.charge as isize);
             bytes += charge;
-            let codec = engine.codec_name(load.codec_id);
-            taken.push((key, load, charge, codec));
+            if codec.0 != load.codec_id {
+                codec = (load.codec_id, engine.codec_name(load.codec_id));
+            }
+            taken.push((key, load, charge, codec.1.clone()));
         }
+        engine.adjust_unsaved(charged);
 
         // A value that was taken may be newer than a transaction's that is still in the channel, or be a transaction's
         // own. The transaction goes first, whole.
@@ -737,15 +748,15 @@ impl Janitor {
                 let deleted = matches!(load.payload, Payload::Gone);
                 let charge = if buffered { handed += std::mem::take(&mut charge); 0 } else { charge };
                 let applied = Applied { version: load.version, deleted, charge };
-                if let Some(older) = self.applied.insert(key, applied) {
-                    // What it replaced is at risk no more.
-                    engine.adjust_unsaved(-(older.charge as isize));
-                }
+                // What it replaces is at risk no more.
+                handed += self.applied.insert(key, applied).map_or(0, |older| older.charge);
             }
         }
         if handed > 0 {
             engine.adjust_unsaved(-(handed as isize));
-            self.link.room_was_made();
+            if buffered {
+                self.link.room_was_made();
+            }
         }
         if !self.applied.is_empty() || !self.applied_clears.is_empty() {
             self.applied_since.get_or_insert_with(Instant::now);
@@ -774,7 +785,7 @@ impl Janitor {
 
     /// Offers the transactions to the backend, in their order. Returns what they have written.
     fn store_transactions(&mut self, engine: &crate::core::Engine) -> Result<HashMap<KeyId, u64>> {
-        let mut covered = HashMap::new();
+        let mut covered = HashMap::default();
         while !self.transactions.is_empty() {
             let transaction = &self.transactions[0];
             let shelves: Vec<_> =

@@ -304,7 +304,7 @@ impl Shelves {
         &self,
         found: Vec<Found<Value>>,
         form: &Form<V>,
-        codec_name: impl Fn(u8) -> String,
+        codec_name: impl Fn(u8) -> Arc<str>,
         made: &mut hashbrown::HashMap<Member, (V, Stamp), NameHasher>,
     ) -> Vec<(Found<Value>, CodecError)> {
         let mut failed = Vec::new();
