@@ -516,6 +516,8 @@ impl Core {
         let decision = Arc::new(janitor::Decision::default());
         let message = Msg::Close(janitor::Closing { reply, decision: decision.clone() });
         self.send(engine, "close", message)?;
+        // A callback that panics gives the close up, too.
+        let unwinding = KeepOpen(&decision);
         let mut total = 0;
         let flushed = loop {
             match self.wait_for_answer(engine, &answer, |engine| self.show_closing(engine, &mut total)) {
@@ -524,6 +526,7 @@ impl Core {
                 None => {}
             }
         };
+        drop(unwinding);
         self.join();
         Ok(flushed)
     }
@@ -571,6 +574,15 @@ impl Core {
             self.wait_for_answer(engine, &answer, |_| {});
         }
         drop(self.janitor.lock().take());
+    }
+}
+
+/// Gives a close up when it goes, unless the janitor was first.
+struct KeepOpen<'a>(&'a janitor::Decision);
+
+impl Drop for KeepOpen<'_> {
+    fn drop(&mut self) {
+        self.0.keep_open();
     }
 }
 

@@ -5,6 +5,8 @@
 
 #[cfg(test)]
 mod faults;
+#[cfg(test)]
+mod fixture;
 mod folder;
 mod follower;
 mod header;

@@ -1,0 +1,103 @@
+//! What this version writes is what the fixtures hold, byte by byte: `tests/fixtures/` is how it was when the format was
+//! fixed, and `tests/fixtures.rs` opens it. Run with `LARDER_WRITE_FIXTURES=1` to write a new one for a new format.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::place::Place;
+use crate::backend::Change;
+use crate::fs::Native;
+use crate::journal::Journal;
+use crate::store::Store;
+
+fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/format-1")
+}
+
+/// A store that was closed.
+fn write_closed(path: &Path) {
+    let store = Store::open(path).unwrap();
+    store.put("album/discovery", "{ year: 2001 }").unwrap();
+    store.put("album/homework", "to be deleted").unwrap();
+    store.put("album/empty", "").unwrap();
+    store.put("album/cleared", "by the journal").unwrap();
+    store.put("artist/bj\u{f6}rk", [0, 159, 146, 150]).unwrap();
+    store.put("artist/AC/DC", "a slash, and capitals").unwrap();
+    store.put("Artist/con", "a name that Windows keeps for itself").unwrap();
+    let years = store.collection::<u32>("year").unwrap();
+    years.put("discovery", 2001).unwrap();
+    #[cfg(feature = "bincode")]
+    store.collection_with::<(String, u8), crate::Bincode>("pair").unwrap().put("m", ("text".into(), 7)).unwrap();
+    store.delete("album/homework").unwrap();
+    store.close().unwrap();
+}
+
+/// The same store, later, as a killed process has left it: every kind of frame, in two segments.
+fn write_crashed(path: &Path) {
+    write_closed(path);
+    let place = Place::open(path, Arc::new(Native)).unwrap();
+    let mut journal = Journal::new(place.fs.clone(), place.journal.clone(), 0, 0);
+    let put = |member, version, value| Change::Put {
+        collection: "song",
+        member,
+        version,
+        deadline: None,
+        codec: "raw",
+        value,
+    };
+    let counter = 20;
+    let transaction = [put("first", 22, b"of two"), Change::Delete { collection: "artist", member: "AC/DC", version: 23 }];
+    journal.append(&[&transaction], &[Change::Clear { collection: "album", version: 21 }], counter).unwrap();
+    journal.sync().unwrap();
+    let deadline = Change::Deadline { collection: "song", member: "first", version: 25, deadline: Some(4_102_444_800_000) };
+    journal.append(&[], &[put("second", 24, b"durable"), deadline], 24).unwrap();
+    journal.sync().unwrap();
+    journal.seal();
+    journal.append(&[], &[put("third", 26, b"in a second segment")], 26).unwrap();
+    journal.sync().unwrap();
+    journal.append(&[], &[put("fourth", 27, b"never synced")], 27).unwrap();
+}
+
+/// Every file by its path, without the zeros that a segment ends with, and without the lock.
+fn tree(root: &Path) -> BTreeMap<String, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    let mut dirs = vec![root.to_owned()];
+    while let Some(dir) = dirs.pop() {
+        for entry in fs::read_dir(&dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                dirs.push(path);
+                continue;
+            }
+            let mut bytes = fs::read(&path).unwrap();
+            let name = path.strip_prefix(root).unwrap().to_str().unwrap().replace('\\', "/");
+            if name.contains("journal/") {
+                let end = bytes.iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1);
+                bytes.truncate(end.next_multiple_of(8));
+            }
+            if name != ".larder/lock" {
+                found.insert(name, bytes);
+            }
+        }
+    }
+    found
+}
+
+#[cfg(feature = "bincode")]
+#[test]
+fn what_is_written_is_what_the_fixtures_hold() {
+    for (name, write) in [("closed", write_closed as fn(&Path)), ("crashed", write_crashed)] {
+        let dir = tempfile::tempdir().unwrap();
+        write(&dir.path().join("store"));
+        let (written, fixture) = (tree(&dir.path().join("store")), fixtures().join(name));
+        if std::env::var_os("LARDER_WRITE_FIXTURES").is_some() {
+            for (path, bytes) in &written {
+                fs::create_dir_all(fixture.join(path).parent().unwrap()).unwrap();
+                fs::write(fixture.join(path), bytes).unwrap();
+            }
+        }
+        assert_eq!(written, tree(&fixture), "{name}");
+    }
+}

@@ -1,0 +1,81 @@
+//! Stores that earlier versions wrote open for ever: each format's fixtures are kept in `tests/fixtures/`.
+
+use std::fs;
+use std::path::Path;
+
+use larder::Store;
+
+/// Opening a store changes it: it is done to a copy.
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            fs::write(target, fs::read(entry.path()).unwrap()).unwrap();
+        }
+    }
+}
+
+fn open(name: &str) -> (tempfile::TempDir, Store) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store");
+    copy(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name), &path);
+    let store = Store::open(path).unwrap();
+    assert_eq!(store.load_report().quarantined, [], "{name}");
+    (dir, store)
+}
+
+fn get(store: &Store, key: &str) -> Option<Vec<u8>> {
+    store.get(key).unwrap().map(|value| value.to_vec())
+}
+
+/// What the closed store of format 1 holds apart from its albums.
+fn check_the_rest(store: &Store) {
+    assert_eq!(get(store, "artist/bj\u{f6}rk").unwrap(), [0, 159, 146, 150]);
+    assert_eq!(get(store, "Artist/con").unwrap(), b"a name that Windows keeps for itself");
+    assert_eq!(*store.collection::<u32>("year").unwrap().get("discovery").unwrap(), 2001);
+    #[cfg(feature = "bincode")]
+    {
+        let pairs = store.collection_with::<(String, u8), larder::Bincode>("pair").unwrap();
+        assert_eq!(*pairs.get("m").unwrap(), ("text".to_owned(), 7));
+    }
+}
+
+#[test]
+fn a_closed_store_of_format_1_opens() {
+    let (_dir, store) = open("format-1/closed");
+    assert_eq!((store.load_report().members, store.load_report().replayed), (8, 0));
+    assert_eq!(get(&store, "album/discovery").unwrap(), b"{ year: 2001 }");
+    assert_eq!(get(&store, "album/empty").unwrap(), b"");
+    assert_eq!(get(&store, "album/homework"), None);
+    assert_eq!(get(&store, "artist/AC/DC").unwrap(), b"a slash, and capitals");
+    check_the_rest(&store);
+    store.close().unwrap();
+}
+
+#[test]
+fn a_crashed_store_of_format_1_opens_with_every_kind_of_frame() {
+    let (_dir, store) = open("format-1/crashed");
+    // Four songs, a deadline, a delete, and a clear.
+    assert_eq!(store.load_report().replayed, 7);
+    assert_eq!(store.len("album").unwrap(), 0);
+    assert_eq!(get(&store, "artist/AC/DC"), None);
+    assert_eq!(get(&store, "song/first").unwrap(), b"of two");
+    assert_eq!(get(&store, "song/second").unwrap(), b"durable");
+    assert_eq!(get(&store, "song/third").unwrap(), b"in a second segment");
+    assert_eq!(get(&store, "song/fourth").unwrap(), b"never synced");
+    check_the_rest(&store);
+    store.close().unwrap();
+    // The deadline has reached the file, and numbers go on from the highest.
+    let first = fs::read_to_string(store.path().join("song/first")).unwrap();
+    assert!(first.starts_with("larder 1 codec=raw version=25 deadline=4102444800000 key=\"song/first\""), "{first}");
+    let counter = fs::read_to_string(store.path().join(".larder/counter")).unwrap();
+    assert!(counter.starts_with("larder counter 27 "), "{counter}");
+    let store = Store::open(store.path()).unwrap();
+    assert_eq!(get(&store, "song/first").unwrap(), b"of two");
+    assert_eq!(get(&store, "song/fourth").unwrap(), b"never synced");
+    check_the_rest(&store);
+}
