@@ -72,8 +72,13 @@ mod background;
 mod codec;
 mod collection;
 mod core;
+#[cfg(test)]
+mod crash;
 mod error;
 mod fs;
+#[cfg(any(fuzzing, test))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod janitor;
 mod journal;
 mod key;

@@ -118,7 +118,7 @@
 //! # Ok::<(), larder::Error>(())
 //! ```
 
-mod files;
+pub(crate) mod files;
 mod memory;
 
 use std::fmt;

@@ -8,6 +8,8 @@
 pub(crate) mod fault;
 #[cfg(any(not(unix), larder_portable))]
 mod portable;
+#[cfg(test)]
+pub(crate) mod sim;
 #[cfg(all(unix, not(larder_portable)))]
 mod unix;
 
@@ -270,13 +272,19 @@ impl LockFile for std::fs::File {
 /// What `open_lock` of both kinds of `Native` does.
 fn open_lock_at(path: &Path) -> io::Result<Box<dyn LockFile>> {
     let mut options = std::fs::File::options();
-    options.read(true).write(true).create(true).truncate(false);
+    options.read(true).write(true);
     #[cfg(unix)]
     {
         use std::os::unix::fs::OpenOptionsExt;
         options.mode(0o600).custom_flags(rustix::fs::OFlags::NOFOLLOW.bits() as i32);
     }
-    Ok(Box::new(options.open(path)?))
+    match options.open(path) {
+        // One that is there is opened without asking for a change.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            Ok(Box::new(options.create(true).truncate(false).open(path)?))
+        }
+        opened => Ok(Box::new(opened?)),
+    }
 }
 
 fn make_root_at(path: &Path) -> io::Result<()> {

@@ -82,6 +82,13 @@ fn header_checksum(place: Place, header: &[u8]) -> u32 {
     hasher.finalize()
 }
 
+/// At least as many bytes as the change takes in a frame.
+pub(crate) fn size(change: &Change<'_>) -> usize {
+    /// More than the names and numbers take.
+    const REST: usize = 2 << 10;
+    REST + if let Change::Put { value, .. } = change { value.len() } else { 0 }
+}
+
 fn encode_transaction(out: &mut Vec<u8>, changes: &[Change<'_>]) {
     out.extend_from_slice(&(changes.len() as u32).to_le_bytes());
     changes.iter().for_each(|change| encode_change(out, change));
@@ -124,7 +131,7 @@ pub(crate) struct Frame<'a> {
 }
 
 /// A frame's content, apart from the segment that it was read from.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Content {
     kind: u32,
     body: Box<[u8]>,

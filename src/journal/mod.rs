@@ -16,12 +16,13 @@ use crate::fs::{Dir, File, Fs, Kind, read_up_to_at, write_all_at};
 use frame::{Frame, Place};
 use segment::Header;
 
-/// A segment that has grown to this size is followed by a new one. Most are a little larger.
-pub(crate) const SEGMENT: u64 = 8 << 20;
+/// A segment that has grown to this size is followed by a new one. Most are a little larger. Tests of crashes want
+/// disks that are quick to copy, and several segments.
+pub(crate) const SEGMENT: u64 = if cfg!(test) { 2 << 10 } else { 8 << 20 };
 
 /// A segment's file grows by zeros, in steps of this, as long as what is appended is small: a sync of bytes that the file
 /// has already costs the file system less than one that makes it longer.
-const STEP: u64 = 256 << 10;
+const STEP: u64 = if cfg!(test) { 512 } else { 256 << 10 };
 
 /// What is appended at once and is larger than this goes to the file's end as it is.
 const SMALL: usize = 64 << 10;
@@ -49,7 +50,7 @@ pub(crate) fn list(fs: &dyn Fs, dir: &Dir) -> Result<Vec<u64>> {
 /// Reads the bytes of a segment from `start` to `end`, or to the end of its file.
 pub(crate) fn read(fs: &dyn Fs, dir: &Dir, number: u64, start: u64, end: u64) -> Result<Vec<u8>> {
     /// What is made room for before it is known to be there.
-    const AT_ONCE: u64 = 1 << 20;
+    const AT_ONCE: u64 = if cfg!(test) { 4 << 10 } else { 64 << 10 };
 
     let name = file_name(number);
     let failed = |error| Error::io("read", dir.join(&name), error);

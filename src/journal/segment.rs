@@ -95,7 +95,7 @@ pub(crate) fn scan(bytes: &[u8], number: u64, start: u64, durable: u64) -> Scan<
             }
         }
     }
-    let end = start + bytes.len() as u64;
+    let end = start + at as u64;
     if end < scan.durable {
         gap(&mut gaps, end..scan.durable);
     }

@@ -23,6 +23,9 @@ pub(crate) fn run(config: &Config) -> Result<()> {
     for round in 0..config.size.rounds {
         for which in turns(round, ALL.len()) {
             one(config, which, &members, &mut times[which])?;
+            let Times { durable, close, .. } = &times[which];
+            let (durable, close) = (durable.last(), close.last());
+            progress!(config, round, "bulk, {}: durable in {durable:.2} s, closed in {close:.2} s", ALL[which].name);
         }
     }
     let count = members.len();

@@ -45,7 +45,9 @@ pub(crate) fn run(config: &Config) -> Result<()> {
             for which in turns(round, ALL.len()) {
                 // More threads do not make a floor: nobody syncs one record at a time faster than one thread does.
                 let threads = if which == FLOOR { 1 } else { threads };
-                one(config, which, &there, (writes, threads), &mut figures[row][which])?;
+                let figures = &mut figures[row][which];
+                one(config, which, &there, (writes, threads), figures)?;
+                progress!(config, round, "{writes}, {threads} threads, {}: {}", ALL[which].name, figures.last());
             }
         }
     }
@@ -60,6 +62,12 @@ struct Figures {
     rate: Samples,
     /// What the close took, in seconds.
     close: Samples,
+}
+
+impl Figures {
+    fn last(&self) -> String {
+        format!("{:.0} writes per second, closed in {:.2} s", self.rate.last(), self.close.last())
+    }
 }
 
 /// A run into a store of its own. It is closed before anybody else runs: what a store leaves to a thread behind it, it does

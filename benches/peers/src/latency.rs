@@ -45,10 +45,14 @@ struct Figures {
 
 pub(crate) fn run(config: &Config) -> Result<()> {
     let mut figures = Figures::default();
-    for _ in 0..config.size.rounds {
+    for round in 0..config.size.rounds {
+        progress!(config, round, "latency, light load");
         light(config, &mut figures)?;
+        progress!(config, round, "latency, burst");
         burst(config, &mut figures)?;
+        progress!(config, round, "latency, full load");
         full(config, &mut figures)?;
+        progress!(config, round, "latency, floor");
         floor(config, &mut figures)?;
     }
     let Config { size, .. } = config;

@@ -22,6 +22,13 @@
 //! The floor is what the disk allows: records appended to one file, which is written to its size beforehand, and
 //! `fdatasync`.
 
+/// Tells on stderr how far it has come: the tables appear at the end of each section.
+macro_rules! progress {
+    ($config:expr, $round:expr, $($what:tt)*) => {
+        eprintln!("round {} of {}: {}", $round + 1, $config.size.rounds, format_args!($($what)*))
+    };
+}
+
 mod bulk;
 mod durable;
 mod input;

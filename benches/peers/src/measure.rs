@@ -12,6 +12,11 @@ impl Samples {
         self.0.push(sample);
     }
 
+    /// That of the last round.
+    pub(crate) fn last(&self) -> f64 {
+        self.0.last().copied().unwrap_or(f64::NAN)
+    }
+
     /// Round by round.
     pub(crate) fn over(&self, floor: &Samples) -> Samples {
         Samples(self.0.iter().zip(&floor.0).map(|(this, floor)| this / floor).collect())

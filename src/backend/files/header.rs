@@ -16,25 +16,25 @@ use crate::map::MAX_VERSION;
 pub(super) const FORMAT: u64 = 1;
 
 /// No header is longer: a key of 1,280 bytes is at most 7,680 when each of them is escaped.
-pub(super) const MAX_HEADER: usize = 8192;
+pub(crate) const MAX_HEADER: usize = 8192;
 
 #[derive(Debug)]
-pub(super) struct Header<'a> {
+pub(crate) struct Header<'a> {
     key: Cow<'a, str>,
     /// Where the key's slash is.
     slash: usize,
-    pub(super) version: u64,
-    pub(super) codec: &'a str,
-    pub(super) length: usize,
+    pub(crate) version: u64,
+    pub(crate) codec: &'a str,
+    pub(crate) length: usize,
     checksum: u32,
 }
 
 impl Header<'_> {
-    pub(super) fn collection(&self) -> &str {
+    pub(crate) fn collection(&self) -> &str {
         &self.key[..self.slash]
     }
 
-    pub(super) fn member(&self) -> &str {
+    pub(crate) fn member(&self) -> &str {
         &self.key[self.slash + 1..]
     }
 }
@@ -48,7 +48,7 @@ fn quoted(key: &str) -> String {
 }
 
 /// Appends the whole file to `out`.
-pub(super) fn encode(
+pub(crate) fn encode(
     out: &mut Vec<u8>,
     collection: &str,
     member: &str,
@@ -81,7 +81,7 @@ fn sum(start: &[u8], value: &[u8]) -> u32 {
 /// # Errors
 ///
 /// The reason, in words, why this is not a member's file, whole and undamaged.
-pub(super) fn decode(file: &[u8]) -> Result<(Header<'_>, &[u8]), String> {
+pub(crate) fn decode(file: &[u8]) -> Result<(Header<'_>, &[u8]), String> {
     let (header, line) = parse(&file[..file.len().min(MAX_HEADER)])?;
     let value = &file[line..];
     if value.len() != header.length {
@@ -97,7 +97,7 @@ pub(super) fn decode(file: &[u8]) -> Result<(Header<'_>, &[u8]), String> {
 }
 
 /// Reads a header from a file's first bytes, and says where the value begins. The checksum is not looked at.
-pub(super) fn parse(start: &[u8]) -> Result<(Header<'_>, usize), String> {
+pub(crate) fn parse(start: &[u8]) -> Result<(Header<'_>, usize), String> {
     if start.is_empty() {
         return Err("it is empty".into());
     }

@@ -171,6 +171,9 @@ pub(super) fn check_path(fs: &dyn Fs, path: &Path) -> Result<()> {
 /// Makes the directory, and those above it that are missing.
 pub(super) fn make_path(fs: &dyn Fs, path: &Path) -> Result<()> {
     let failed = |error| Error::io("create directory", path, error);
+    if fs.kind_at(path, true).is_ok_and(|kind| kind == Some(Kind::Dir)) {
+        return Ok(());
+    }
     match fs.make_root(path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
         // What stands there has been looked at.
@@ -179,8 +182,19 @@ pub(super) fn make_path(fs: &dyn Fs, path: &Path) -> Result<()> {
     }
     if let Some(parent) = path.parent() {
         make_path(fs, parent)?;
+        fs.make_root(path).map_err(failed)?;
+        // The store's own directory is synced when it is complete.
+        sync_path(fs, parent.parent())?;
     }
-    fs.make_root(path).map_err(failed)
+    Ok(())
+}
+
+/// Makes durable what a directory outside the store names. One that cannot be opened is not ours to sync.
+pub(super) fn sync_path(fs: &dyn Fs, path: Option<&Path>) -> Result<()> {
+    match path.map(|path| fs.open_root(path)) {
+        Some(Ok(dir)) => fs.sync_dir(&dir).map_err(|error| Error::io("sync directory", dir.path(), error)),
+        _ => Ok(()),
+    }
 }
 
 /// The path, independent of the working directory: what exists of it is resolved, the rest stays as it is.

@@ -9,13 +9,13 @@ mod faults;
 mod fixture;
 mod folder;
 mod follower;
-mod header;
+pub(crate) mod header;
 mod load;
 mod meta;
 mod name;
 mod place;
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,6 +34,9 @@ use place::Place;
 /// version that is still there.
 const AFTER_DAMAGE: u64 = 1 << 32;
 
+/// The most bytes of one transaction: it is one frame.
+const MAX_TRANSACTION: usize = 2 << 30;
+
 /// How long a full journal may wait for files that make no progress at all.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -49,6 +52,9 @@ pub struct Files {
     /// Tests of crashes have the files follow at each sync, so that runs are alike.
     #[cfg(test)]
     pub(crate) eager: bool,
+    /// Others only look at what a load finds: the files do not follow.
+    #[cfg(test)]
+    pub(crate) only_looks: bool,
     open: Option<Opened>,
 }
 
@@ -87,6 +93,8 @@ impl Files {
             max_journal: 256 << 20,
             #[cfg(test)]
             eager: false,
+            #[cfg(test)]
+            only_looks: false,
             open: None,
         })
     }
@@ -112,6 +120,10 @@ impl Backend for Files {
     fn load(&mut self, loader: &Loader<'_>) -> Result<u64> {
         let place = Arc::new(Place::open(&self.path, self.fs.clone())?);
         let mut open = Opened::load(place, self.max_journal, loader)?;
+        #[cfg(test)]
+        if self.only_looks {
+            return Ok(open.counter);
+        }
         // If it fails the store is open all the same, and it is tried again before anything else is stored.
         _ = open.carry();
         // Nor is it one that the files do not follow yet.
@@ -126,6 +138,10 @@ impl Backend for Files {
     }
 
     fn apply_transaction(&mut self, changes: &[Change<'_>]) -> Result<()> {
+        let size = changes.iter().map(journal::frame::size).sum();
+        if size > MAX_TRANSACTION {
+            return Err(Error::TooLarge { key: "a transaction".into(), size, limit: MAX_TRANSACTION });
+        }
         self.opened()?.apply(&[changes], &[])
     }
 
@@ -201,7 +217,7 @@ impl Opened {
                 if *offset >= scan.durable {
                     tails.add(&changes, *frame);
                 } else {
-                    tails.is_durable(&changes);
+                    tails.is_durable(&changes, *frame);
                 }
                 if !damaged.is_empty() {
                     replaced.extend(changes.iter().filter_map(file_of));
@@ -230,7 +246,7 @@ impl Opened {
             place.sync_dir(&opened.map_err(|error| Error::io("open directory", place.root.join(dir), error))?)?;
         }
         let journal = Journal::new(place.fs.clone(), place.journal.clone(), last.number, last.end);
-        let segment = journal::SEGMENT.min(max_journal / 4).max(4 << 10);
+        let segment = journal::SEGMENT.min((max_journal / 4).max(4 << 10));
         Ok(Opened { place, journal, follower, carried, counter, mark, segment, max_journal })
     }
 
@@ -335,20 +351,21 @@ impl Opened {
     }
 }
 
-/// Frames that may not be durable, by the version of their first change, which is in no other frame but a copy.
+/// Frames that may not be durable, by the version of their first change. A clear shares its version with the deletes that
+/// it makes of members that were waiting.
 #[derive(Default)]
-struct Tails(BTreeMap<u64, Content>);
+struct Tails(BTreeSet<(u64, Content)>);
 
 impl Tails {
     fn add(&mut self, changes: &[Change<'_>], frame: Frame<'_>) {
         if let Some(first) = changes.first() {
-            self.0.insert(first.version(), frame.to_content());
+            self.0.insert((first.version(), frame.to_content()));
         }
     }
 
-    fn is_durable(&mut self, changes: &[Change<'_>]) {
+    fn is_durable(&mut self, changes: &[Change<'_>], frame: Frame<'_>) {
         if let Some(first) = changes.first().filter(|_| !self.0.is_empty()) {
-            self.0.remove(&first.version());
+            self.0.remove(&(first.version(), frame.to_content()));
         }
     }
 
@@ -365,7 +382,7 @@ impl Tails {
                 (false, false) => Some(Content::of(&newest)),
             }
         };
-        self.0.values().filter_map(newest).collect()
+        self.0.iter().filter_map(|(_, content)| newest(content)).collect()
     }
 }
 

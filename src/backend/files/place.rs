@@ -51,12 +51,7 @@ impl Place {
         }
         self.sync_dir(&self.meta)?;
         self.sync_dir(&self.root)?;
-        if let Some(parent) = self.root.path().parent() {
-            // The store's own name. A parent that cannot be opened is not ours to sync.
-            if let Ok(parent) = self.fs.open_root(parent) {
-                self.sync_dir(&parent)?;
-            }
-        }
+        meta::sync_path(&*self.fs, self.root.path().parent())?;
         meta::write_format(&*self.fs, &self.meta, tmp)
     }
 
@@ -161,14 +156,22 @@ impl Place {
     }
 }
 
+/// What is there already is opened without a call that changes anything: a disk that takes no changes must not keep
+/// anybody from hearing that the store is locked.
 pub(super) fn open_or_make(fs: &dyn Fs, parent: &Dir, name: &str) -> Result<Dir> {
-    match fs.make_dir(parent, name) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-            return Err(Error::io("create directory", parent.join(name), error));
+    let opened = match fs.open_dir(parent, name) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            match fs.make_dir(parent, name) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                    return Err(Error::io("create directory", parent.join(name), error));
+                }
+                _ => {}
+            }
+            fs.open_dir(parent, name)
         }
-        _ => {}
-    }
-    fs.open_dir(parent, name).map_err(|error| Error::io("open directory", parent.join(name), error))
+        opened => opened,
+    };
+    opened.map_err(|error| Error::io("open directory", parent.join(name), error))
 }
 
 /// Milliseconds since 1970.

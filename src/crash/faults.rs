@@ -1,0 +1,290 @@
+//! Every call of the file system fails in turn, once and from then on, in a normal run and in a recovery from a crash: the
+//! store says so, serves what it has, and heals when the fault goes. What it had promised survives a crash on top of that.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use super::run::{HOME, Recording, Setting, Start, act_on, build, members, open, record, same};
+use super::search::{Search, afterwards};
+use super::workload::{Act, Broken, History, Members, Workload, many};
+use super::{for_each, jobs};
+use crate::error::{Error, Result};
+use crate::fs::sim::{EIO, EMFILE, ENOSPC, EROFS, Fault, Mark, Op, ROOT, Sim};
+use crate::store::Store;
+
+const ERRORS: [(i32, &str); 4] = [(EIO, "EIO"), (ENOSPC, "ENOSPC"), (EMFILE, "EMFILE"), (EROFS, "EROFS")];
+
+const HEALS: &str = "it heals when the fault goes";
+const TELLS: &str = "a fault is told as what it is";
+const READS: &str = "reads always work";
+
+/// A run with a fault in it.
+struct Faulted<'a> {
+    sim: Sim,
+    setting: Setting,
+    fault: Fault,
+    start: &'a Start,
+}
+
+/// What a load found. `whole` unless something was put into quarantine.
+struct Found {
+    store: Store,
+    members: Members,
+    whole: bool,
+}
+
+impl Faulted<'_> {
+    fn new(start: &Start, setting: Setting, fault: Fault) -> Faulted<'_> {
+        let sim = Sim::new(&start.image, HOME, setting.sync_fs);
+        sim.record();
+        sim.set_fault(Some(fault));
+        Faulted { sim, setting, fault, start }
+    }
+
+    fn lift(&self) {
+        self.sim.set_fault(None);
+    }
+
+    /// An error is one of the disk's, with a path, and is there only if the disk had one.
+    fn expect_told(&self, error: &Error) -> Result<(), Broken> {
+        let told = matches!(error, Error::Io { path, .. } if path.is_absolute());
+        if told && self.sim.struck() > 0 { Ok(()) } else { Err(Broken::new(TELLS, format!("{error:?}"))) }
+    }
+
+    /// What was done, or what is done again after the fault has been lifted.
+    fn with_patience<T>(&self, done: Result<T>, again: impl FnOnce() -> Result<T>) -> Result<T, Broken> {
+        done.or_else(|error| {
+            self.expect_told(&error)?;
+            self.lift();
+            again().map_err(|error| Broken::new(HEALS, error.to_string()))
+        })
+    }
+
+    fn open(&self, expected: &Members) -> Result<Found, Broken> {
+        let store = self.with_patience(build(&self.sim, self.setting), || build(&self.sim, self.setting))?;
+        self.with_patience(store.load(), || store.load())?;
+        let found = members(&store).map_err(|error| Broken::new(READS, error.to_string()))?;
+        let whole = store.load_report().quarantined.is_empty();
+        if whole {
+            same("a load that failed loses nothing", &found, expected)?;
+        } else {
+            self.check_quarantine(&store, &found, expected)?;
+        }
+        Ok(Found { store, members: found, whole })
+    }
+
+    /// The one exception: a member's file that could not be read because the medium is bad is put aside, and kept.
+    fn check_quarantine(&self, store: &Store, found: &Members, expected: &Members) -> Result<(), Broken> {
+        let quarantined = store.load_report().quarantined;
+        let lost = expected.keys().filter(|key| !found.contains_key(*key)).count();
+        let rest_is_there = found.iter().all(|(key, value)| expected.get(key) == Some(value));
+        let image = self.sim.image();
+        let is_kept = |path: &std::path::Path| {
+            let path = path.to_string_lossy();
+            image.0.get(path.trim_start_matches('/')).is_some_and(Option::is_some)
+        };
+        let is_member = |path: &std::path::Path| !path.to_string_lossy().contains("/.larder");
+        let all = quarantined.iter().all(|what| is_member(&what.path) && is_kept(&what.moved_to));
+        let few = self.fault.sticky || quarantined.len() == 1;
+        if self.fault.errno == EIO && all && few && rest_is_there && lost <= quarantined.len() {
+            return Ok(());
+        }
+        Err(Broken::new("a fault is no damage", format!("{quarantined:?}; there is {found:?}")))
+    }
+
+    fn agree(&self, store: &Store, expected: &Members) -> Result<(), Broken> {
+        let found = members(store).map_err(|error| Broken::new(READS, error.to_string()))?;
+        same(READS, &found, expected)
+    }
+
+    /// Whether all that was written is durable: at the second try, unless the fault is there to stay.
+    fn flush(&self, store: &Store) -> Result<bool, Broken> {
+        let Err(error) = store.flush() else { return Ok(true) };
+        self.expect_told(&error)?;
+        if !self.fault.sticky {
+            return store.flush().map(|()| true).map_err(|error| Broken::new(HEALS, error.to_string()));
+        }
+        if store.health().is_well() { Err(Broken::new("health tells", error.to_string())) } else { Ok(false) }
+    }
+
+    /// Closes the store, and if the fault is in the way, lifts it and looks whether the store heals.
+    fn close(&self, store: &Store, expected: &Members) -> Result<(), Broken> {
+        let closed = store.close().map(drop);
+        if closed.is_err() {
+            self.agree(store, expected)?;
+        }
+        self.with_patience(closed, || {
+            store.flush()?;
+            match store.health() {
+                crate::Health::Well => store.close().map(drop),
+                crate::Health::Failing { problems, .. } => Err(problems[0].clone()),
+            }
+        })
+    }
+
+    /// Does one operation that does not end the store. Whether everything is promised.
+    fn act(&self, store: &Store, number: usize, act: &Act) -> Result<bool, Broken> {
+        if *act == Act::Flush {
+            return self.flush(store);
+        }
+        match act_on(store, number, act) {
+            Ok(()) => Ok(self.setting.immediate && store.health().is_well()),
+            Err(error) if self.setting.immediate => self.expect_told(&error).map(|()| false),
+            Err(error) => Err(Broken::new("a write does not wait for the disk", error.to_string())),
+        }
+    }
+
+    /// Runs the workload. Gives the record of it, unless a member was put into quarantine: that is another history.
+    fn run(&self, workload: Workload) -> Result<Option<Recording>, Broken> {
+        let mut now = self.open(self.start.members.as_ref().unwrap_or(&Members::new()))?;
+        let mut whole = now.whole;
+        let history = History::new(now.members, self.start.numbers, workload);
+        for (number, act) in history.workload.iter().enumerate() {
+            self.sim.mark(Mark::Began(number));
+            if *act == Act::CloseAndLoad {
+                let expected = history.after(number);
+                self.close(&now.store, &expected)?;
+                self.sim.mark(Mark::Promised(number + 1));
+                now = self.open(&expected)?;
+                if !now.whole {
+                    whole = false;
+                    break;
+                }
+            } else {
+                if self.act(&now.store, number, act)? {
+                    self.sim.mark(Mark::Promised(number + 1));
+                }
+                self.agree(&now.store, &history.after(number + 1))?;
+            }
+        }
+        let expected = members(&now.store).map_err(|error| Broken::new(READS, error.to_string()))?;
+        self.close(&now.store, &expected)?;
+        self.sim.mark(Mark::Promised(history.workload.len()));
+        self.lift();
+        let log = self.sim.take_log();
+        let (_again, found) = open(&self.sim, self.setting)?;
+        same("what was closed is there", &found, &expected)?;
+        Ok(whole.then(|| Recording { setting: self.setting, start: self.start.image.clone(), log, history }))
+    }
+}
+
+/// What is done, from what, to have all calls of it fail in turn.
+struct Scene {
+    start: Start,
+    workload: Workload,
+    setting: Setting,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    runs: AtomicUsize,
+    struck: AtomicUsize,
+}
+
+/// Every call of every scene fails in turn, with every error, once and from then on; and what the disk held at any moment
+/// of it is crashed.
+fn sweep(scenes: &[Scene], crashes: &Search) -> [Counts; ERRORS.len()] {
+    let counts: [Counts; ERRORS.len()] = Default::default();
+    let known = AtomicUsize::new(0);
+    let kinds = ERRORS.iter().enumerate().flat_map(|(index, error)| [(index, error, false), (index, error, true)]);
+    let kinds: Vec<_> = scenes.iter().flat_map(|scene| kinds.clone().map(move |kind| (scene, kind))).collect();
+    for_each(&kinds, |(scene, (index, (errno, name), sticky))| {
+        for at in 0.. {
+            let fault = Fault { at, sticky: *sticky, errno: *errno };
+            let faulted = Faulted::new(&scene.start, scene.setting, fault);
+            let outcome = faulted.run(scene.workload.clone());
+            let struck = faulted.sim.struck();
+            counts[*index].runs.fetch_add(1, Ordering::Relaxed);
+            counts[*index].struck.fetch_add(struck, Ordering::Relaxed);
+            match outcome {
+                Err(broken) => panic!(
+                    "BROKEN: {}\n{}\nwith {name} at call {at}, sticky {sticky}, {:?}\nworkload: {:?}\nfrom\n{}",
+                    broken.invariant, broken.details, scene.setting, scene.workload, scene.start.image
+                ),
+                Ok(Some(recording)) if gives_up_the_parent(&recording) => _ = known.fetch_add(1, Ordering::Relaxed),
+                Ok(Some(recording)) => crashes.crash(recording, at as u64),
+                Ok(None) => {}
+            }
+            if struck == 0 || crashes.is_over() {
+                break;
+            }
+        }
+        !crashes.is_over()
+    });
+    if let Some(violation) = crashes.violation() {
+        panic!("{violation}");
+    }
+    println!("KNOWN: in {known:?} runs a fault kept the new store's own name from being made durable, and nobody heard");
+    counts
+}
+
+/// Known not to hold: when the directory above a new store cannot be opened, its sync is left out for ever, also when
+/// the reason was a passing one.
+fn gives_up_the_parent(recording: &Recording) -> bool {
+    const ABOVE: usize = ROOT + 1;
+    let is_new = !recording.start.0.contains_key(&HOME[1..]);
+    is_new && !recording.log.iter().any(|op| matches!(op, Op::SyncDir { dir: ABOVE }))
+}
+
+fn told(what: &str, counts: &[Counts], crashes: &Search, started: Instant) -> usize {
+    let mut struck = 0;
+    for ((_, name), of_error) in ERRORS.iter().zip(counts) {
+        let (runs, faults) = (of_error.runs.load(Ordering::Relaxed), of_error.struck.load(Ordering::Relaxed));
+        println!("{what}, {name}: {faults} faults in {runs} runs");
+        struck += faults;
+    }
+    println!("{what}: {struck} faults; crashed beside them: {}; in {:?}", crashes.counts(), started.elapsed());
+    struck
+}
+
+#[test]
+fn every_call_fails_in_turn_and_nothing_promised_is_lost() {
+    let started = Instant::now();
+    let put = |key: &str| Act::Put(key.into(), 16);
+    let delete = |key: &str| Act::Delete(key.into());
+    let clear = |collection: &str| Act::DeleteAll(collection.into());
+    let all_kinds = [
+        vec![put("a/1"), put("a/3"), put("A/1"), Act::Flush, put("a/1"), delete("a/2"), clear("b"), put("b/3"), Act::Flush],
+        vec![Act::CloseAndLoad, delete("a/1"), delete("A/1"), Act::Flush, put("a/1"), put("b/1")],
+    ];
+    let all_kinds = all_kinds.concat();
+    let setting = |bits: u8| Setting { immediate: bits & 1 != 0, sync_fs: bits & 2 != 0, settle: false };
+    let mut scenes = Vec::new();
+    for bits in 0..2 {
+        let scene = |start: Start, workload: &Workload| Scene { start, workload: workload.clone(), setting: setting(bits) };
+        scenes.push(scene(Start::filled(), &all_kinds));
+        scenes.push(scene(Start::empty(), &vec![put("a/1"), Act::Flush, delete("a/1")]));
+    }
+    // Enough to be synced all together.
+    scenes.push(Scene { start: Start::filled(), workload: many().swap_remove(3), setting: setting(2) });
+    let crashes = Search::of_promises(4);
+    let counts = sweep(&scenes, &crashes);
+    assert!(told("in a normal run", &counts, &crashes, started) > 10_000);
+}
+
+#[test]
+fn every_call_of_a_recovery_fails_in_turn_and_nothing_is_lost() {
+    let started = Instant::now();
+    // Crashes of all kinds of runs, and of each run a few.
+    let search = Search::new(3);
+    for job in jobs(2, 16).into_iter().step_by(13) {
+        let recorded = record(&job.start, job.workload.clone(), job.setting, None);
+        let (recording, _) = recorded.unwrap_or_else(|broken| panic!("{broken:?} in {job:?}"));
+        search.crash(recording, job.seed);
+    }
+    let mut images = search.samples();
+    images.truncate(16);
+    let scene = |image: &crate::fs::sim::Image| {
+        let hash = image.hash();
+        let setting = Setting { immediate: hash & 1 != 0, sync_fs: hash & 2 != 0, settle: false };
+        let healthy = Sim::new(image, HOME, setting.sync_fs);
+        let (_store, found) = open(&healthy, setting).unwrap_or_else(|broken| panic!("{broken:?}"));
+        let start = Start { image: image.clone(), members: Some(found), numbers: 0 };
+        Scene { start, workload: afterwards(hash), setting }
+    };
+    let scenes: Vec<Scene> = images.iter().map(scene).collect();
+    let crashes = Search::of_promises(4);
+    let counts = sweep(&scenes, &crashes);
+    println!("{} images", scenes.len());
+    assert!(told("in a recovery", &counts, &crashes, started) > 5_000);
+}

@@ -1,0 +1,129 @@
+//! What a crash of the machine takes, and what it does not: small and long workloads on a file system in memory, crashed
+//! after every operation in every way that two models of file systems allow, and opened again.
+//!
+//! `workload` says what is done and what may be left of it, `run` does it and records it, `states` makes the disks that a
+//! crash may leave, `search` opens them. `barriers` shows that the search finds what it is for: it takes each class of
+//! syncs away in turn. `faults` makes every call fail in turn.
+//!
+//! `LARDER_CRASH_STATES=5000000 cargo test --release --lib crash -- --nocapture` looks at that many states.
+
+mod barriers;
+#[cfg(unix)]
+mod faults;
+mod run;
+mod search;
+mod states;
+mod workload;
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use run::{Setting, Start, record};
+use search::Search;
+use workload::{Workload, long, many, short};
+
+use crate::fs::sim::Without;
+
+/// A run to be crashed.
+#[derive(Debug, Clone)]
+struct Job {
+    start: Start,
+    workload: Workload,
+    setting: Setting,
+    seed: u64,
+}
+
+/// Every short workload, on a new store or on one that has members, in several settings; those of many members; and long
+/// ones, in one setting each.
+fn jobs(longest: usize, long_ones: usize) -> Vec<Job> {
+    let starts = [Start::empty(), Start::filled()];
+    let mut jobs = Vec::new();
+    for (number, workload) in (0..).zip(short(longest)) {
+        // The longest ones, which are most of them, in three settings each: every setting comes round.
+        let settings = if workload.len() < 3 { 16 } else { 3 };
+        jobs.extend((0..settings).map(|setting| job(&starts, workload.clone(), number + setting * 5)));
+    }
+    // What many members are synced with differs by the setting, and little else does.
+    for workload in many() {
+        jobs.extend([0, 5].map(|number| job(&starts, workload.clone(), number)));
+    }
+    jobs.extend((0..long_ones as u64).map(|seed| job(&starts, long(seed), seed)));
+    jobs
+}
+
+/// Sixteen numbers in a row are all settings on both starts.
+fn job(starts: &[Start; 2], workload: Workload, number: u64) -> Job {
+    let is_set = |bit: u64| number & 1 << bit != 0;
+    let setting = Setting { immediate: is_set(1), sync_fs: is_set(2), settle: is_set(3) };
+    Job { start: starts[usize::from(is_set(0))].clone(), workload, setting, seed: number }
+}
+
+/// Does the work on every item until one says that it was the last, on more threads than there are cores: a run waits more
+/// than it works.
+fn for_each<I: Sync>(items: &[I], work: impl Fn(&I) -> bool + Sync) {
+    let next = AtomicUsize::new(0);
+    let threads = std::thread::available_parallelism().map_or(2, usize::from).clamp(1, 16) * 2;
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    if !work(item) {
+                        next.store(items.len(), Ordering::Relaxed);
+                    }
+                }
+            });
+        }
+    });
+}
+
+/// Does the jobs until one shows a violation.
+fn search_all(search: &Search, jobs: &[Job], without: Option<&Without>) {
+    for_each(jobs, |job| {
+        let recorded = record(&job.start, job.workload.clone(), job.setting, without.cloned());
+        let (recording, _) = recorded.unwrap_or_else(|broken| panic!("{broken:?} in {job:?}"));
+        search.crash(recording, job.seed);
+        !search.is_over()
+    });
+}
+
+/// How many states are to be looked at, at least.
+fn wanted() -> usize {
+    let number = std::env::var("LARDER_CRASH_STATES").ok().and_then(|number| number.replace('_', "").parse().ok());
+    number.unwrap_or(100_000)
+}
+
+#[test]
+fn after_a_crash_anywhere_the_store_holds_what_was_promised() {
+    let started = Instant::now();
+    let wanted = wanted();
+    let search = Search::new(if wanted <= 100_000 { 12 } else { 12 * wanted.div_ceil(100_000).min(64) });
+    search_all(&search, &jobs(3, 100), None);
+    let starts = [Start::empty(), Start::filled()];
+    let mut seeds = 100..;
+    while search.states() < wanted && !search.is_over() {
+        let more: Vec<Job> = seeds.by_ref().take(64).map(|seed| job(&starts, long(seed), seed)).collect();
+        search_all(&search, &more, None);
+    }
+    for known in search.known() {
+        println!("KNOWN, {known}");
+    }
+    if let Some(violation) = search.violation() {
+        panic!("{violation}");
+    }
+    println!("{}, in {:?}", search.counts(), started.elapsed());
+    assert!(search.states() >= wanted);
+}
+
+
+/// Also the names of directories above it that were made for it.
+#[test]
+fn a_store_below_new_directories_is_as_durable_as_any() {
+    let search = Search::new(12);
+    let setting = Setting { immediate: true, sync_fs: true, settle: false };
+    let jobs: Vec<Job> =
+        short(1).into_iter().map(|workload| Job { start: Start::nothing(), workload, setting, seed: 0 }).collect();
+    search_all(&search, &jobs, None);
+    if let Some(violation) = search.violation() {
+        panic!("{violation}");
+    }
+}

@@ -1,0 +1,286 @@
+//! One life of a store on a [`Sim`]: a workload is run, and the record says where each operation began and what was
+//! promised when.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::workload::{Act, Broken, Effect, History, Members, Workload, effects, is_in};
+use crate::backend::{Backend, Change, Files, Loader, Progress, Quarantined, Sink};
+use crate::error::Result;
+use crate::fs::sim::{Bytes, Image, Mark, Op, Sim, Without};
+use crate::options::Durability;
+use crate::store::Store;
+use crate::sync::Mutex;
+
+/// Where the store is. Nothing of the kind must exist on the real disk.
+pub(super) const HOME: &str = "/larder-simulated/store";
+
+/// What a run is like, beside what is done in it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Setting {
+    pub(super) immediate: bool,
+    pub(super) sync_fs: bool,
+    /// After each operation, wait until the store has nothing to do. Otherwise what comes fast goes to the disk at once.
+    pub(super) settle: bool,
+}
+
+impl Setting {
+    fn durability(self) -> Durability {
+        if self.immediate { Durability::Immediate } else { Durability::Interval(Duration::from_secs(3600)) }
+    }
+}
+
+/// A disk and what a store on it holds.
+#[derive(Debug, Clone)]
+pub(super) struct Start {
+    pub(super) image: Image,
+    /// `None`: whatever the load finds.
+    pub(super) members: Option<Members>,
+    /// How many numbers writes have used up, at least.
+    pub(super) numbers: u64,
+}
+
+impl Start {
+    /// Nothing but the directory that the store is to be made in.
+    pub(super) fn empty() -> Start {
+        let image = Image::of_dirs(&[HOME.trim_start_matches('/').split('/').next().unwrap_or_default()]);
+        Start { image, members: Some(Members::new()), numbers: 0 }
+    }
+
+    /// Not even that.
+    pub(super) fn nothing() -> Start {
+        Start { image: Image::default(), members: Some(Members::new()), numbers: 0 }
+    }
+
+    /// A store with members, closed.
+    pub(super) fn filled() -> Start {
+        let keys = ["a/1", "a/2", "b/1", "b/2"];
+        let workload = keys.map(|key| Act::Put(key.into(), 0)).to_vec();
+        let sim = Sim::new(&Start::empty().image, HOME, false);
+        let setting = Setting { immediate: false, sync_fs: false, settle: false };
+        let history = live(&sim, setting, &Start::empty(), workload).unwrap_or_else(|broken| panic!("{broken:?}"));
+        Start { image: sim.image(), members: Some(history.after(keys.len())), numbers: history.numbers(keys.len()) }
+    }
+}
+
+/// What was done in a run, in order, and why.
+#[derive(Debug)]
+pub(super) struct Recording {
+    pub(super) setting: Setting,
+    pub(super) start: Image,
+    pub(super) log: Vec<Op>,
+    pub(super) history: History,
+}
+
+/// Runs a workload from `start` and records it.
+pub(super) fn record(
+    start: &Start,
+    workload: Workload,
+    setting: Setting,
+    without: Option<Without>,
+) -> Result<(Recording, Sim), Broken> {
+    let sim = Sim::new(&start.image, HOME, setting.sync_fs);
+    sim.leave_out(without);
+    sim.record();
+    let history = live(&sim, setting, start, workload)?;
+    Ok((Recording { setting, start: start.image.clone(), log: sim.take_log(), history }, sim))
+}
+
+/// A store on the file system, not loaded.
+pub(super) fn build(sim: &Sim, setting: Setting) -> Result<Store> {
+    let mut files = Files::on(Arc::new(sim.clone()), Path::new(HOME))?;
+    files.eager = setting.settle;
+    Store::options(HOME).backend(files).durability(setting.durability()).build()
+}
+
+pub(super) fn members(store: &Store) -> Result<Members> {
+    let mut members = Members::new();
+    for collection in store.collections()? {
+        for (member, value) in store.get_all(&collection)? {
+            members.insert(format!("{collection}/{member}"), Arc::new(value.to_vec()));
+        }
+    }
+    Ok(members)
+}
+
+fn failed(invariant: &'static str) -> impl Fn(crate::Error) -> Broken {
+    move |error| Broken::new(invariant, error.to_string())
+}
+
+/// A loaded store, and what it holds.
+pub(super) fn open(sim: &Sim, setting: Setting) -> Result<(Store, Members), Broken> {
+    let store = build(sim, setting).and_then(|store| store.load().map(|_| store)).map_err(failed("the store opens"))?;
+    if let Some(quarantined) = store.load_report().quarantined.first() {
+        return Err(Broken::new("a crash is no damage", format!("quarantined: {quarantined:?}")));
+    }
+    let members = members(&store).map_err(failed("a loaded store can be read"))?;
+    Ok((store, members))
+}
+
+/// Runs a workload on a healthy file system, with marks, and closes the store.
+///
+/// # Errors
+///
+/// The store does not open, something fails, or it does not hold in RAM what was put into it.
+pub(super) fn live(sim: &Sim, setting: Setting, start: &Start, workload: Workload) -> Result<History, Broken> {
+    let (mut store, found) = open(sim, setting)?;
+    if start.members.as_ref().is_some_and(|members| *members != found) {
+        return Err(Broken::new("what was closed is there", format!("there is {found:?}")));
+    }
+    let history = History::new(found, start.numbers, workload);
+    let went_wrong = failed("nothing fails on a healthy disk");
+    for (number, act) in history.workload.iter().enumerate() {
+        let logged = sim.logged();
+        sim.mark(Mark::Began(number));
+        if let Act::CloseAndLoad = act {
+            store.close().map_err(&went_wrong)?;
+            sim.mark(Mark::Promised(number + 1));
+            let found;
+            (store, found) = open(sim, setting)?;
+            same("what was closed is there", &found, &history.after(number))?;
+        } else {
+            act_on(&store, number, act).map_err(&went_wrong)?;
+            if setting.immediate && matches!(act, Act::Transaction(_)) {
+                store.flush().map_err(&went_wrong)?;
+            }
+            if setting.immediate || *act == Act::Flush {
+                sim.mark(Mark::Promised(number + 1));
+            }
+        }
+        if setting.settle {
+            settle(sim, logged + 1);
+        }
+    }
+    let operations = history.workload.len();
+    same("reads see what was written", &members(&store).map_err(&went_wrong)?, &history.after(operations))?;
+    store.close().map_err(&went_wrong)?;
+    sim.mark(Mark::Promised(operations));
+    Ok(history)
+}
+
+pub(super) fn same(invariant: &'static str, found: &Members, expected: &Members) -> Result<(), Broken> {
+    if found == expected {
+        return Ok(());
+    }
+    let keys = found.keys().chain(expected.keys()).filter(|key| found.get(*key) != expected.get(*key));
+    let keys: Vec<&String> = keys.collect();
+    Err(Broken::new(invariant, format!("{keys:?} differ: there is {found:?}, and should be {expected:?}")))
+}
+
+/// Does an operation that does not end the store.
+pub(super) fn act_on(store: &Store, number: usize, act: &Act) -> Result<()> {
+    match act {
+        Act::Flush => return store.flush(),
+        Act::Transaction(_) => return transact(store, &effects(number, act)),
+        _ => {}
+    }
+    for effect in effects(number, act) {
+        match effect {
+            Effect::Put(key, value) => _ = store.put(key, &**value)?,
+            Effect::Delete(key) => _ = store.delete(key)?,
+            Effect::Clear(collection) => _ = store.delete_all(collection)?,
+        }
+    }
+    Ok(())
+}
+
+/// All of it or nothing.
+fn transact(store: &Store, parts: &[Effect<'_>]) -> Result<()> {
+    let writes = parts.iter().map(|part| match part {
+        Effect::Put(key, value) => (*key, Some(&value[..])),
+        Effect::Delete(key) => (*key, None),
+        Effect::Clear(_) => unreachable!("no transaction clears"),
+    });
+    store.write_together(&writes.collect::<Vec<_>>())
+}
+
+/// Waits until something was done after `logged` and then nothing for a while, or until it is clear that there is
+/// nothing to do. What is missed here is only found less often.
+fn settle(sim: &Sim, logged: usize) {
+    const QUIET: Duration = Duration::from_micros(400);
+    const IDLE: Duration = Duration::from_micros(2500);
+    let started = Instant::now();
+    let (mut seen, mut since) = (logged, started);
+    loop {
+        std::thread::sleep(Duration::from_micros(60));
+        let now = sim.logged();
+        if now != seen {
+            (seen, since) = (now, Instant::now());
+        }
+        if since.elapsed() > if seen > logged { QUIET } else { IDLE } {
+            return;
+        }
+    }
+}
+
+/// What a load finds, taken in by the rules of versions and nothing else: no map, and no threads.
+#[derive(Default)]
+struct Found {
+    /// By key: the version, and the value or `None` for a delete.
+    members: Mutex<BTreeMap<String, (u64, Option<Bytes>)>>,
+    quarantined: Mutex<Vec<Quarantined>>,
+}
+
+impl Found {
+    fn take(&self, collection: &str, member: &str, version: u64, value: Option<&[u8]>) {
+        let mut members = self.members.lock();
+        let found = members.entry(format!("{collection}/{member}")).or_default();
+        if found.0 < version {
+            *found = (version, value.map(|value| Arc::new(value.to_vec())));
+        }
+    }
+}
+
+impl Sink for Found {
+    fn put(&self, collection: &str, member: &str, version: u64, _codec: &str, value: &[u8]) -> Result<()> {
+        self.take(collection, member, version, Some(value));
+        Ok(())
+    }
+
+    fn recover(&self, changes: &[Change<'_>]) -> Result<()> {
+        for change in changes {
+            match *change {
+                Change::Put { collection, member, version, value, .. } => {
+                    self.take(collection, member, version, Some(value));
+                }
+                Change::Delete { collection, member, version } => self.take(collection, member, version, None),
+                Change::Clear { collection, version } => {
+                    let mut members = self.members.lock();
+                    let cleared = members.iter_mut().filter(|(key, found)| is_in(key, collection) && found.0 < version);
+                    cleared.for_each(|(_, found)| *found = (version, None));
+                }
+                Change::Deadline { .. } => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn is_newest(&self, _change: &Change<'_>) -> bool {
+        true
+    }
+
+    fn recovered(&self) {}
+
+    fn quarantined(&self, what: Quarantined) {
+        self.quarantined.lock().push(what);
+    }
+
+    fn progress(&self, _progress: Progress) {}
+}
+
+/// What a load finds on a disk that is not used any more.
+pub(super) fn look(sim: &Sim) -> Result<Members, Broken> {
+    let found = Found::default();
+    let looked = Files::on(Arc::new(sim.clone()), Path::new(HOME)).and_then(|mut files| {
+        files.only_looks = true;
+        files.load(&Loader { sink: &found, background: Arc::default() })
+    });
+    looked.map_err(failed("the store opens"))?;
+    if let Some(quarantined) = found.quarantined.lock().first() {
+        return Err(Broken::new("a crash is no damage", format!("quarantined: {quarantined:?}")));
+    }
+    let members = std::mem::take(&mut *found.members.lock()).into_iter();
+    Ok(members.filter_map(|(key, (_, value))| Some((key, value?))).collect())
+}
