@@ -1,5 +1,7 @@
 //! What every handle of a store shares: its life, the map, and what a write owes to the janitor.
 
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -334,8 +336,7 @@ impl Core {
             let shelves = engine.shelves(key::split(key)?.0);
             tables.insert(shelves.id, shelves);
         }
-        let mut locked: BTreeMap<u32, _> =
-            tables.iter().map(|(id, shelves)| (*id, shelves.raw.table.lock())).collect();
+        let mut locked: BTreeMap<u32, _> = tables.iter().map(|(id, shelves)| (*id, shelves.raw.table.lock())).collect();
         engine.link.transaction_comes();
         let mut transaction = janitor::Transaction { writes: Vec::new() };
         for (key, value) in writes {
@@ -504,42 +505,49 @@ impl Core {
         };
         // Whoever still writes does so before its shard is passed; whoever comes after sees that the store is closing.
         engine.registry.all().iter().for_each(|shelves| shelves.barrier());
-        let flushed = if engine.persists() { self.end_janitor(engine)? } else { 0 };
-        closing.done = true;
-        self.life.store(life::CLOSED, Ordering::Release);
+        let mut seen = Seen::default();
+        let flushed = if engine.persists() { self.end_janitor(engine, &mut seen) } else { Ok(0) };
+        if flushed.is_ok() {
+            closing.done = true;
+            self.life.store(life::CLOSED, Ordering::Release);
+        }
+        if let Some(panic) = seen.panic {
+            resume_unwind(panic);
+        }
+        let flushed = flushed?;
         let (members, collections, _) = engine.tally();
         Ok(CloseReport { members, collections, flushed, elapsed: started.elapsed() })
     }
 
-    fn end_janitor(&self, engine: &Engine) -> Result<usize> {
+    fn end_janitor(&self, engine: &Engine, seen: &mut Seen) -> Result<usize> {
         let (reply, answer) = bounded(1);
         let decision = Arc::new(janitor::Decision::default());
         let message = Msg::Close(janitor::Closing { reply, decision: decision.clone() });
         self.send(engine, "close", message)?;
-        // A callback that panics gives the close up, too.
-        let unwinding = KeepOpen(&decision);
-        let mut total = 0;
         let flushed = loop {
-            match self.wait_for_answer(engine, &answer, |engine| self.show_closing(engine, &mut total)) {
+            match self.wait_for_answer(engine, &answer, |engine| self.show_closing(engine, seen)) {
                 Some(answer) => break answer?,
                 None if decision.keep_open() => return Err(self.stalled(engine, "close")),
                 None => {}
             }
         };
-        drop(unwinding);
         self.join();
         Ok(flushed)
     }
 
-    /// Calls the caller's callback with what is left to do, unless it is being called.
-    fn show_closing(&self, engine: &Engine, total: &mut u64) {
+    /// Calls the caller's callback with what is left to do, unless it is being called or has panicked. Its panic waits for
+    /// the end of the close.
+    fn show_closing(&self, engine: &Engine, seen: &mut Seen) {
         let left = engine.link.background.waiting();
-        *total = left.max(*total);
+        seen.total = left.max(seen.total);
+        let progress = Progress { stage: Stage::Close, done: seen.total - left, total: seen.total };
         // Taken out for the call, so that no lock is held while the caller's code runs.
         let callback = self.on_progress.lock().take();
         if let Some(mut callback) = callback {
-            callback(Progress { stage: Stage::Close, done: *total - left, total: *total });
-            *self.on_progress.lock() = Some(callback);
+            match catch_unwind(AssertUnwindSafe(|| callback(progress))) {
+                Ok(()) => *self.on_progress.lock() = Some(callback),
+                Err(panic) => seen.panic = Some(panic),
+            }
         }
     }
 
@@ -577,13 +585,13 @@ impl Core {
     }
 }
 
-/// Gives a close up when it goes, unless the janitor was first.
-struct KeepOpen<'a>(&'a janitor::Decision);
-
-impl Drop for KeepOpen<'_> {
-    fn drop(&mut self) {
-        self.0.keep_open();
-    }
+/// How a close has gone so far.
+#[derive(Default)]
+struct Seen {
+    /// The most that was left at any time.
+    total: u64,
+    /// What the caller's callback panicked with.
+    panic: Option<Box<dyn Any + Send>>,
 }
 
 /// One of those that wait for their writes, until it goes.
@@ -663,7 +671,13 @@ impl Loading<'_> {
 
         engine.version.0.fetch_max(counter, Ordering::Relaxed);
         let (members, collections, _) = engine.tally();
-        let report = LoadReport { members, collections, replayed: replayed.into_inner(), quarantined, elapsed: started.elapsed() };
+        let report = LoadReport {
+            members,
+            collections,
+            replayed: replayed.into_inner(),
+            quarantined,
+            elapsed: started.elapsed(),
+        };
         *engine.report.lock() = report.clone();
 
         if engine.persists() {

@@ -21,7 +21,9 @@ use crate::options::Durability;
 use crate::report::Health;
 use crate::shelf::{Payload, panic_message};
 use crate::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
-use crate::sync::{Condvar, Mutex, NameHasher, Receiver, RecvTimeoutError, Sender, ThreadId, bounded, thread, wait_for};
+use crate::sync::{
+    Condvar, Mutex, NameHasher, Receiver, RecvTimeoutError, Sender, ThreadId, bounded, thread, wait_for,
+};
 use crate::value::{Member, Value};
 
 /// How long the janitor lets keys come together once it has one.
@@ -326,7 +328,8 @@ pub(crate) fn run(core: Arc<Core>, backend: Box<dyn Backend>, inbox: Receiver<Ms
         flushes: Vec::new(),
         close: None,
         stop: None,
-        retry: None,
+        // What was recovered and could not be made durable is tried again at once.
+        retry: link.background.unsettled().then(|| (Instant::now(), Duration::ZERO)),
         drained: None,
         stored: 0,
     };
@@ -369,7 +372,7 @@ struct Janitor {
     stop: Option<Sender<Result<()>>>,
     /// After a failure: when to try again, and the wait that led there.
     retry: Option<(Instant, Duration)>,
-    /// When the channel was last found empty, or the batch full.
+    /// When the channel was last found empty.
     drained: Option<Instant>,
     /// Changes made durable, ever.
     stored: usize,
@@ -405,8 +408,8 @@ impl Janitor {
             // Before the answers: whoever hears that all is durable also sees it.
             self.show();
             if outcome.is_ok() && self.applied.is_empty() && self.link.in_hand() > 0 {
-                // Written again during this round, or what does not encode.
-                self.link.status.lock().oldest = Some(round);
+                // Written again during this round, or what does not encode; or the channel was not empty even then.
+                self.link.status.lock().oldest = Some(self.drained.map_or(round, |drained| drained.min(round)));
             }
             self.answer_flushes(&outcome);
             if let Some(closing) = self.close.take()
@@ -528,10 +531,12 @@ impl Janitor {
                     any = true;
                     self.take_in(message);
                 }
-                Err(_) => break,
+                Err(_) => {
+                    self.drained = Some(Instant::now());
+                    break;
+                }
             }
         }
-        self.drained = Some(Instant::now());
         self.count();
         any
     }
@@ -706,9 +711,7 @@ impl Janitor {
         for (key, load, _, codec) in &taken {
             let (collection, member, version) = (collections[&key.0].name(), key.1.as_str(), load.version);
             batch.push(match &load.payload {
-                Payload::Shared(value) => {
-                    Change::Put { collection, member, version, deadline: None, codec, value }
-                }
+                Payload::Shared(value) => Change::Put { collection, member, version, deadline: None, codec, value },
                 Payload::Encoded(range) => {
                     let value = &buffer[range.clone()];
                     Change::Put { collection, member, version, deadline: None, codec, value }
@@ -746,7 +749,12 @@ impl Janitor {
                 self.pending.insert(key, charge);
             } else {
                 let deleted = matches!(load.payload, Payload::Gone);
-                let charge = if buffered { handed += std::mem::take(&mut charge); 0 } else { charge };
+                let charge = if buffered {
+                    handed += std::mem::take(&mut charge);
+                    0
+                } else {
+                    charge
+                };
                 let applied = Applied { version: load.version, deleted, charge };
                 // What it replaces is at risk no more.
                 handed += self.applied.insert(key, applied).map_or(0, |older| older.charge);
@@ -852,7 +860,8 @@ impl Janitor {
 
     fn sync_is_due(&self) -> bool {
         if self.applied.is_empty() && self.applied_clears.is_empty() {
-            return self.link.background.unsettled() && !self.flushes.is_empty();
+            let asked = !self.flushes.is_empty() || self.close.is_some() || self.retry.is_some();
+            return asked && self.link.background.unsettled();
         }
         self.somebody_waits() || self.applied_since.is_some_and(|since| since.elapsed() >= self.sync_after())
     }
@@ -960,11 +969,8 @@ impl Janitor {
 
     fn count(&self) {
         let unencodable = self.unencodable.len();
-        let in_hand = self.fresh.len()
-            + self.pending.len()
-            + self.clears.len()
-            + self.transactions.len()
-            + self.applied.len();
+        let in_hand =
+            self.fresh.len() + self.pending.len() + self.clears.len() + self.transactions.len() + self.applied.len();
         self.link.in_hand.store(in_hand + self.applied_clears.len() + unencodable, Ordering::Relaxed);
     }
 

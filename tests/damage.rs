@@ -6,10 +6,11 @@ mod lab;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use lab::{assert_tidy, names, tree};
-use larder::{Bincode, Error, Quarantined, Store};
+use lab::{as_after_a_crash, assert_only_files, assert_tidy, names, segments, tree, until, until_at_rest};
+use larder::{Bincode, Error, Health, Quarantined, Store};
 use serde::{Deserialize, Serialize};
 
 #[derive(Serialize, Deserialize, Debug, Clone, PartialEq)]
@@ -51,6 +52,7 @@ impl Closed {
         let members = contents(&store);
         drop((json, bincode));
         store.close().unwrap();
+        assert_only_files(&path);
         assert_eq!(members.len(), 9);
         Closed { _dir: dir, path, members }
     }
@@ -213,7 +215,9 @@ fn whatever_a_file_holds_instead_costs_its_own_member_only() {
         (file(&header(2, good), value), "format is 2"),
         (file(&header(u64::MAX, good), value), "format is"),
         (file(&header(0, good), value), "format is"),
-        (file(&header(1, "1893456000 key=\"json/daft_punk\""), value), "deadline"),
+        (file(&header(1, "tomorrow key=\"json/daft_punk\""), value), "deadline"),
+        (file(&header(1, "018934560000000 key=\"json/daft_punk\""), value), "deadline"),
+        (file(&header(1, "18446744073709551615 key=\"json/daft_punk\""), value), "deadline"),
         (file(&header(1, "none key=\"json/justice\""), value), "another key"),
         (file(&header(1, "none key=\"other/daft_punk\""), value), "another key"),
         (file(&header(1, "none key=\"../daft_punk\""), value), "not named"),
@@ -369,14 +373,14 @@ fn foreign_files_are_left_alone_by_load_put_delete_delete_all_and_close() {
     }
     loaded.put("Backup/one", "a member").unwrap();
     loaded.put(".git/one", "a member").unwrap();
-    loaded.flush().unwrap();
+    until_at_rest(&loaded);
     assert_untouched(&foreign, &store.path);
     loaded.delete("raw/.DS_Store").unwrap();
     loaded.delete("Backup/one").unwrap();
-    loaded.flush().unwrap();
+    until_at_rest(&loaded);
     assert_eq!(loaded.delete_all("raw").unwrap(), 10);
     assert_eq!(loaded.delete_all("json").unwrap(), 3);
-    loaded.flush().unwrap();
+    until_at_rest(&loaded);
     assert_untouched(&foreign, &store.path);
     loaded.close().unwrap();
     assert_untouched(&foreign, &store.path);
@@ -410,7 +414,7 @@ fn what_is_no_regular_file_under_a_member_s_name_is_left_alone_and_not_followed(
     assert_untouched(&foreign, &store.path);
     loaded.put("raw/four", "fourth").unwrap();
     loaded.delete("raw/Two").unwrap();
-    loaded.flush().unwrap();
+    until_at_rest(&loaded);
     loaded.delete_all("raw").unwrap();
     loaded.close().unwrap();
     assert_untouched(&foreign, &store.path);
@@ -422,14 +426,18 @@ fn what_is_no_regular_file_under_a_member_s_name_is_left_alone_and_not_followed(
         let file = store.path.join("raw").join(member);
         loaded.put(format!("raw/{member}"), "new").unwrap();
         loaded.put(format!("free/{member}"), "new").unwrap();
-        match loaded.flush() {
+        loaded.flush().expect("it is durable in the journal");
+        match loaded.close() {
             Err(Error::Io { path, action: "replace", .. }) => assert_eq!(path, file),
             other => panic!("{member}: {other:?}"),
         }
+        let Health::Failing { problems, .. } = loaded.health() else { panic!("well?") };
+        assert!(matches!(&problems[..], [Error::Io { path, .. }] if *path == file), "{problems:?}");
         assert_untouched(&foreign, &store.path);
         assert!(store.path.join("free").join(member).exists(), "it stops no other");
         loaded.delete(format!("raw/{member}")).unwrap();
-        loaded.flush().unwrap();
+        until_at_rest(&loaded);
+        assert!(loaded.health().is_well());
         assert_untouched(&foreign, &store.path);
     }
     loaded.put("raw/one", "new").unwrap();
@@ -442,7 +450,7 @@ fn what_is_no_regular_file_under_a_member_s_name_is_left_alone_and_not_followed(
 #[cfg(unix)]
 #[test]
 fn links_in_the_place_of_larder_s_own_files_are_not_followed() {
-    for name in ["lock", "format", "counter", "tmp", "quarantine"] {
+    for name in ["lock", "format", "counter", "tmp", "quarantine", "journal"] {
         let store = Closed::new();
         let victim = store.path.parent().unwrap().join("victim");
         let own = store.meta(name);
@@ -517,7 +525,7 @@ fn numbers_do_not_go_back_without_a_counter_or_after_deletes() {
     let loaded = store.load_and_expect(&store.members);
     assert_eq!(loaded.load_report().quarantined, []);
     loaded.put("raw/four", "fourth").unwrap();
-    loaded.flush().unwrap();
+    until_at_rest(&loaded);
     let fourth = version(&store.file_of("raw/four"));
     assert!(fourth > highest);
     loaded.delete_all("raw").unwrap();
@@ -590,12 +598,13 @@ fn a_store_that_was_being_made_when_the_crash_came_is_made() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("store");
     // Every prefix of what making a store does.
-    let steps: [&dyn Fn(); 6] = [
+    let steps: [&dyn Fn(); 7] = [
         &|| fs::create_dir(&path).unwrap(),
         &|| fs::create_dir(path.join(".larder")).unwrap(),
         &|| fs::write(path.join(".larder/lock"), "").unwrap(),
         &|| fs::create_dir(path.join(".larder/tmp")).unwrap(),
         &|| fs::create_dir(path.join(".larder/quarantine")).unwrap(),
+        &|| fs::create_dir(path.join(".larder/journal")).unwrap(),
         &|| fs::write(path.join(".larder/tmp/format.new"), "larder f").unwrap(),
     ];
     for count in 0..=steps.len() {
@@ -609,6 +618,218 @@ fn a_store_that_was_being_made_when_the_crash_came_is_made() {
         assert_tidy(&path);
         fs::remove_dir_all(&path).unwrap();
     }
+}
+
+// ---- the journal ----
+
+/// What a crash leaves of a store whose writes are in one segment, each flushed by itself.
+struct Crashed {
+    _dir: tempfile::TempDir,
+    path: PathBuf,
+    members: Members,
+    /// The segment, as far as there are frames in it, and where each frame stands.
+    segment: PathBuf,
+    bytes: Vec<u8>,
+    frames: Vec<Range<usize>>,
+}
+
+impl Crashed {
+    fn new() -> Crashed {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().canonicalize().unwrap().join("crashed");
+        let mut members = Members::new();
+        let store = Store::open(dir.path().join("store")).unwrap();
+        for (number, value) in [&b"first"[..], b"", b"\0third\n\xff", b"fourth", b"the last"].into_iter().enumerate() {
+            let key = format!("artist/{number}");
+            store.put(&key, value).unwrap();
+            store.flush().unwrap();
+            members.insert(key, value.to_vec());
+        }
+        as_after_a_crash(store.path(), &path);
+        let [segment] = &segments(&path)[..] else { panic!("one segment holds it all") };
+        let (segment, mut bytes) = (segment.clone(), fs::read(segment).unwrap());
+        let (mut frames, mut at) = (Vec::new(), 64);
+        while let Some(length @ 1..) =
+            bytes.get(at..at + 4).map(|length| u32::from_le_bytes(length.try_into().unwrap()))
+        {
+            frames.push(at..at + 24 + length as usize);
+            at = (at + 24 + length as usize).next_multiple_of(8);
+        }
+        assert_eq!(frames.len(), members.len(), "a frame for each write");
+        bytes.truncate(at);
+        Crashed { _dir: dir, path, members, segment, bytes, frames }
+    }
+
+    /// The members whose frames these are.
+    fn members_of(&self, wanted: impl Fn(usize) -> bool) -> Members {
+        let wanted = self.members.iter().enumerate().filter(|(number, _)| wanted(*number));
+        wanted.map(|(_, (key, value))| (key.clone(), value.clone())).collect()
+    }
+
+    /// The members, with nothing of them in a file, and a segment that holds this.
+    fn with_segment(&self, bytes: &[u8]) -> PathBuf {
+        let path = self.path.with_file_name("damaged");
+        _ = fs::remove_dir_all(&path);
+        as_after_a_crash(&self.path, &path);
+        _ = fs::remove_dir_all(path.join("artist"));
+        fs::write(self.segment_in(&path), bytes).unwrap();
+        path
+    }
+
+    fn segment_in(&self, store: &Path) -> PathBuf {
+        store.join(self.segment.strip_prefix(&self.path).unwrap())
+    }
+}
+
+/// Loads, finds this, closes, and finds it again, in files alone. Returns what was put aside.
+#[track_caller]
+fn loads_with(path: &Path, expected: &Members) -> Vec<Quarantined> {
+    let store = Store::open(path).unwrap();
+    assert_eq!(contents(&store), *expected);
+    let quarantined = store.load_report().quarantined;
+    store.close().unwrap();
+    assert_only_files(path);
+    assert_eq!(lab::member_files(path).len(), expected.len());
+    let store = Store::open(path).unwrap();
+    assert_eq!((contents(&store), store.load_report().replayed), (expected.clone(), 0));
+    assert_eq!(store.load_report().quarantined, [], "it is reported once");
+    quarantined
+}
+
+/// Not every byte, which takes a minute, and yet every field of a header or of a frame: none is at a multiple of this in
+/// each of them. (The unit tests of frames look at every byte.)
+const STEP: usize = 7;
+
+#[test]
+fn a_segment_cut_at_any_length_costs_what_came_after_it_only() {
+    let crashed = Crashed::new();
+    for length in (0..=crashed.bytes.len()).step_by(STEP) {
+        let path = crashed.with_segment(&crashed.bytes[..length]);
+        let expected = crashed.members_of(|number| crashed.frames[number].end <= length);
+        // Nobody can know of what was cut off that it was ever there.
+        assert_eq!(loads_with(&path, &expected), [], "cut at {length}");
+    }
+}
+
+#[test]
+fn a_segment_with_any_byte_changed_costs_that_write_only_and_is_told() {
+    let crashed = Crashed::new();
+    let last = crashed.frames.len() - 1;
+    for at in (0..crashed.bytes.len()).step_by(STEP) {
+        let mut damaged = crashed.bytes.clone();
+        damaged[at] ^= 1 << (at % 8);
+        let hit = crashed.frames.iter().position(|frame| frame.contains(&at));
+        let path = crashed.with_segment(&damaged);
+        let quarantined = loads_with(&path, &crashed.members_of(|number| Some(number) != hit));
+        let in_header = at < crashed.frames[0].start;
+        if !in_header && hit.is_none_or(|number| number == last) {
+            // What fills up to the next frame, or a write of which nobody can know that it was whole.
+            assert_eq!(quarantined, [], "byte {at}");
+            continue;
+        }
+        let [quarantined] = &quarantined[..] else { panic!("byte {at}: {quarantined:?}") };
+        assert_eq!(quarantined.path, crashed.segment_in(&path), "byte {at}");
+        let aside = fs::read(&quarantined.moved_to).unwrap();
+        let part = hit.map_or(0..crashed.frames[0].start, |number| crashed.frames[number].clone());
+        assert!(aside.windows(part.len()).any(|window| *window == damaged[part.clone()]), "byte {at}");
+        let note = fs::read_to_string(format!("{}.reason", quarantined.moved_to.display())).unwrap();
+        assert_eq!(note, format!("{}\n{}\n", quarantined.path.display(), quarantined.reason));
+    }
+}
+
+#[test]
+fn what_a_crash_left_behind_the_end_of_a_segment_is_nothing() {
+    let crashed = Crashed::new();
+    let mut noise = lab::Chance::new(2);
+    let noise: Vec<u8> = (0..10_000).map(|_| noise.number() as u8).collect();
+    // The last one is a piece of the segment itself, at another place.
+    for rest in [&[0; 5000][..], &[0xff; 3], &noise, &crashed.bytes] {
+        let path = crashed.with_segment(&[&crashed.bytes, rest].concat());
+        assert_eq!(loads_with(&path, &crashed.members), []);
+    }
+}
+
+#[test]
+fn a_member_s_file_that_the_journal_replaces_may_be_anything_and_no_other_may() {
+    let crashed = Crashed::new();
+    let another = fs::read(Closed::new().file_of("raw/one")).unwrap();
+    let held = [&b""[..], &[0; 300], b"larder 1 codec=raw ver", &another];
+    let path = crashed.with_segment(&crashed.bytes);
+    fs::create_dir(path.join("artist")).unwrap();
+    for (number, held) in (0..crashed.frames.len()).zip(held.into_iter().cycle()) {
+        fs::write(path.join("artist").join(number.to_string()), held).unwrap();
+    }
+    fs::write(path.join("artist/another"), "").unwrap();
+    let put_aside: Vec<PathBuf> = loads_with(&path, &crashed.members).into_iter().map(|q| q.path).collect();
+    assert_eq!(put_aside, [path.join("artist/another")]);
+}
+
+#[test]
+fn what_was_deleted_does_not_come_back_from_a_file_that_a_crash_left() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, crashed) = (dir.path().join("store"), dir.path().join("crashed"));
+    let store = Store::open(&path).unwrap();
+    for key in ["artist/kept", "artist/deleted", "song/cleared", "song/put again"] {
+        store.put(key, "before").unwrap();
+    }
+    store.close().unwrap();
+    let files: Vec<(PathBuf, Vec<u8>)> =
+        lab::member_files(&path).into_iter().map(|file| (file.clone(), fs::read(file).unwrap())).collect();
+    let store = Store::open(&path).unwrap();
+    store.delete("artist/deleted").unwrap();
+    // Some of them on their way to the journal when they are cleared.
+    for number in 0..50 {
+        store.put(format!("song/{number}"), "before").unwrap();
+    }
+    store.delete_all("song").unwrap();
+    store.put("song/put again", "after").unwrap();
+    store.flush().unwrap();
+    as_after_a_crash(&path, &crashed);
+    // The files may have followed already.
+    for (file, bytes) in files {
+        fs::write(crashed.join(file.strip_prefix(&path).unwrap()), bytes).unwrap();
+    }
+    let expected = [("artist/kept", "before"), ("song/put again", "after")];
+    let expected: Members = expected.map(|(key, value)| (key.to_owned(), value.into())).into();
+    assert_eq!(loads_with(&crashed, &expected), []);
+}
+
+#[test]
+fn what_is_no_segment_is_left_alone_in_the_journal_s_directory() {
+    let crashed = Crashed::new();
+    let path = crashed.with_segment(&crashed.bytes);
+    let journal = path.join(".larder/journal");
+    for name in ["notes.txt", "1", "000000000000", "0000000000001", "-00000000001", "00000000000a", "000000000001~"] {
+        fs::write(journal.join(name), format!("somebody's {name}")).unwrap();
+    }
+    fs::create_dir(journal.join("000000000099")).unwrap();
+    let mut foreign = tree(&journal);
+    foreign.remove(&crashed.segment_in(&path)).unwrap();
+    let store = Store::open(&path).unwrap();
+    assert_eq!((contents(&store), store.load_report().quarantined), (crashed.members.clone(), Vec::new()));
+    store.put("artist/new", "new").unwrap();
+    store.close().unwrap();
+    assert_eq!(tree(&journal), foreign);
+}
+
+#[test]
+fn what_stands_in_the_place_of_a_segment_is_named_and_all_is_stored_once_it_has_gone() {
+    let store = Closed::new();
+    let loaded = store.load_and_expect(&store.members);
+    let own = store.meta("journal/000000000001");
+    fs::create_dir(&own).unwrap();
+    loaded.put("raw/four", "fourth").unwrap();
+    for failed in [loaded.flush().err(), loaded.close().err()] {
+        assert!(matches!(&failed, Some(Error::Io { path, .. }) if *path == own), "{failed:?}");
+    }
+    assert!(!loaded.health().is_well());
+    assert_eq!(loaded.get("raw/four").unwrap().unwrap(), "fourth");
+    fs::remove_dir(&own).unwrap();
+    until("all is stored", || loaded.health().is_well() && loaded.stats().dirty == 0);
+    loaded.close().unwrap();
+    let mut expected = store.members.clone();
+    expected.insert("raw/four".into(), b"fourth".to_vec());
+    store.load_and_expect(&expected);
 }
 
 // ---- what cannot be a store ----
@@ -679,7 +900,7 @@ fn directories_are_for_their_owner_alone_and_so_are_files() {
     let loaded = store.load_and_expect(&store.without("raw/one"));
     loaded.put("new/member", "value").unwrap();
     loaded.put("New/Member", "value").unwrap();
-    loaded.flush().unwrap();
+    until_at_rest(&loaded);
     let mode = |path: &Path| fs::symlink_metadata(path).unwrap().permissions().mode() & 0o7777;
     assert_eq!(mode(&store.path), 0o700);
     let tree = tree(&store.path);
@@ -687,9 +908,10 @@ fn directories_are_for_their_owner_alone_and_so_are_files() {
         let expected = if path.is_dir() { 0o700 } else { 0o600 };
         assert_eq!(mode(path), expected, "{}: {:o}", path.display(), mode(path));
     }
-    for name in ["lock", "format", "counter", "tmp", "quarantine"] {
+    for name in ["lock", "format", "counter", "tmp", "quarantine", "journal"] {
         assert!(tree.contains_key(&store.meta(name)), "{name}");
     }
+    assert_eq!(segments(&store.path).len(), 1, "the newest stays while the store is open");
     assert_eq!(names(&store.meta("quarantine")).len(), 2);
     assert_eq!(lab::member_files(&store.path).len(), 8 + 2);
 }

@@ -7,7 +7,7 @@ mod lab;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use lab::{assert_tidy, member_files, tree};
+use lab::{assert_only_files, assert_tidy, member_files, tree, until_at_rest};
 use larder::{Error, MAX_COLLECTION, MAX_MEMBER, Store};
 use proptest::prelude::*;
 
@@ -119,6 +119,7 @@ impl Home {
             assert_eq!(store.get(format!("{collection}/{member}")).unwrap().unwrap(), *value);
         }
         store.close().unwrap();
+        assert_only_files(&self.path());
         assert_eq!(member_files(&self.path()).len(), members.len(), "a file for every member");
         assert_plain_names(&self.path());
         self.assert_nothing_outside();
@@ -216,16 +217,17 @@ fn a_name_that_larder_makes_of_another_is_a_member_of_its_own() {
     let home = Home::new();
     let store = Store::open(home.path()).unwrap();
     store.put("artist/björk", "the singer").unwrap();
-    store.flush().unwrap();
+    store.close().unwrap();
     let file = member_files(&home.path())[0].file_name().unwrap().to_str().unwrap().to_owned();
     assert!(file.contains('~'));
     // And what it makes of that, and so on.
     let mut members = Members::from([(("artist".to_owned(), "björk".to_owned()), b"the singer".to_vec())]);
     let mut name = file;
     for depth in 0..5 {
+        let store = Store::open(home.path()).unwrap();
         assert_eq!(store.put(format!("artist/{name}"), format!("depth {depth}")).unwrap(), None);
         members.insert(("artist".to_owned(), name.clone()), format!("depth {depth}").into_bytes());
-        store.flush().unwrap();
+        store.close().unwrap();
         let header = format!("key=\"artist/{name}\"");
         let path = member_files(&home.path())
             .into_iter()
@@ -233,7 +235,6 @@ fn a_name_that_larder_makes_of_another_is_a_member_of_its_own() {
             .unwrap();
         name = path.file_name().unwrap().to_str().unwrap().to_owned();
     }
-    store.close().unwrap();
     let store = Store::open(home.path()).unwrap();
     assert!(contents(&store) == members);
 }
@@ -246,7 +247,7 @@ fn a_portable_name_is_the_name_of_the_file() {
     for name in names {
         store.put(format!("artist/{name}"), "v").unwrap();
     }
-    store.flush().unwrap();
+    until_at_rest(&store);
     for name in names {
         assert!(home.path().join("artist").join(name).is_file(), "{name}");
     }
@@ -260,7 +261,8 @@ fn no_file_is_named_so_that_a_command_takes_it_for_an_option() {
         store.put(format!("artist/{name}"), "v").unwrap();
         store.put(format!("{}/x", name.replace('/', "")), "v").unwrap();
     }
-    store.flush().unwrap();
+    until_at_rest(&store);
+    assert_eq!(member_files(&home.path()).len(), 8);
     for path in tree(&home.path()).keys() {
         assert!(!path.file_name().unwrap().to_str().unwrap().starts_with('-'), "{}", path.display());
     }

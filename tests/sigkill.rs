@@ -1,5 +1,6 @@
 //! A process that writes is killed two hundred times, anywhere: each time the store loads, every member is whole, and
-//! none is older than its last flush.
+//! none is older than what the process was told of it: by a flush, a close, a write in `Immediate` mode, or because
+//! nothing was left that was not handed over. No deleted member returns.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "in a test, a panic is the report")]
 
 mod lab;
@@ -8,7 +9,10 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use lab::{Chance, Process, assert_tidy, member_files, once_more, say, tell};
+use lab::{
+    Chance, Process, as_after_a_crash, assert_only_files, assert_tidy, member_files, once_more, say, segments, tell,
+    until,
+};
 use larder::{Durability, Store};
 
 const KILLS: usize = 200;
@@ -21,6 +25,8 @@ const CLEARED: usize = 8;
 
 const STORE: &str = "LARDER_SIGKILL_STORE";
 const DURABILITY: &str = "LARDER_SIGKILL_DURABILITY";
+const MAX_JOURNAL: &str = "LARDER_SIGKILL_MAX_JOURNAL";
+const ALONE: &str = "LARDER_SIGKILL_ALONE";
 const FIRST: &str = "LARDER_SIGKILL_FIRST";
 
 /// A value that says which write it is, of a length and with bytes that no other write has.
@@ -58,9 +64,14 @@ fn child_writes() {
         "buffered" => Durability::Buffered,
         _ => Durability::Interval(Duration::from_millis(2)),
     };
+    let max_journal = std::env::var(MAX_JOURNAL).unwrap().parse().unwrap();
     let next = AtomicU64::new(std::env::var(FIRST).unwrap().parse().unwrap());
-    let store = Store::options(path).durability(durability).open().unwrap();
+    let open = || Store::options(&path).durability(durability).max_journal(max_journal).open().unwrap();
+    let store = open();
     say("open");
+    if std::env::var_os(ALONE).is_some() {
+        return write_alone_until_killed(store, open, &next);
+    }
     std::thread::scope(|scope| {
         for thread in 0..THREADS {
             let (store, next) = (&store, &next);
@@ -70,30 +81,68 @@ fn child_writes() {
 }
 
 fn write_until_killed(store: &Store, thread: usize, next: &AtomicU64) {
-    let keys = keys(thread);
     let mut chance = Chance::new(next.load(Ordering::SeqCst) + thread as u64);
     loop {
-        let number = next.fetch_add(1, Ordering::SeqCst);
-        let (key, _) = &keys[chance.below(keys.len())];
-        match chance.below(100) {
-            0..70 => {
-                say(&format!("try {thread} {number} put {key}"));
-                store.put(key, value(key, number)).unwrap();
-            }
-            70..88 => {
-                say(&format!("try {thread} {number} delete {key}"));
-                store.delete(key).unwrap();
-            }
-            88..92 => {
-                say(&format!("try {thread} {number} clear"));
-                store.delete_all(format!("clear-{thread}")).unwrap();
-            }
-            _ => {
-                say(&format!("try {thread} {number} flush"));
-                store.flush().unwrap();
-            }
+        if chance.below(100) < 92 {
+            write(store, thread, next, &mut chance);
+        } else {
+            let number = next.fetch_add(1, Ordering::SeqCst);
+            say(&format!("try {thread} {number} flush"));
+            store.flush().unwrap();
+            say(&format!("did {thread} {number}"));
         }
-        say(&format!("did {thread} {number}"));
+    }
+}
+
+/// One put, delete or clear. True for a clear.
+fn write(store: &Store, thread: usize, next: &AtomicU64, chance: &mut Chance) -> bool {
+    let keys = keys(thread);
+    let number = next.fetch_add(1, Ordering::SeqCst);
+    let (key, _) = &keys[chance.below(keys.len())];
+    let what = chance.below(92);
+    match what {
+        0..70 => {
+            say(&format!("try {thread} {number} put {key}"));
+            store.put(key, value(key, number)).unwrap();
+        }
+        70..88 => {
+            say(&format!("try {thread} {number} delete {key}"));
+            store.delete(key).unwrap();
+        }
+        _ => {
+            say(&format!("try {thread} {number} clear"));
+            store.delete_all(format!("clear-{thread}")).unwrap();
+        }
+    }
+    say(&format!("did {thread} {number}"));
+    what >= 88
+}
+
+/// One thread, which can tell when nothing of its own waits any more, and closes and opens again, or lets go.
+fn write_alone_until_killed(mut store: Store, open: impl Fn() -> Store, next: &AtomicU64) {
+    let mut chance = Chance::new(next.load(Ordering::SeqCst));
+    loop {
+        let mut cleared = false;
+        for _ in 0..chance.below(20) {
+            cleared |= write(&store, 0, next, &mut chance);
+        }
+        let number = next.fetch_add(1, Ordering::SeqCst);
+        say(&format!("try 0 {number} flush"));
+        match chance.below(8) {
+            0 => {
+                store.close().unwrap();
+                store = open();
+            }
+            1 => {
+                drop(store);
+                store = open();
+            }
+            // A clear alone has no bytes.
+            2 => store.flush().unwrap(),
+            _ if cleared => store.flush().unwrap(),
+            _ => until("all is handed over", || store.stats().unsaved_bytes == 0),
+        }
+        say(&format!("did 0 {number}"));
     }
 }
 
@@ -167,14 +216,16 @@ impl Said {
 struct Victim {
     dir: tempfile::TempDir,
     durability: &'static str,
+    max_journal: u64,
+    alone: bool,
     /// What was in it after the last crash: by key, which write it is.
     held: BTreeMap<String, u64>,
     first: u64,
 }
 
 impl Victim {
-    fn new(durability: &'static str) -> Victim {
-        Victim { dir: tempfile::tempdir().unwrap(), durability, held: BTreeMap::new(), first: 1 }
+    fn new((durability, max_journal, alone): (&'static str, u64, bool)) -> Victim {
+        Victim { dir: tempfile::tempdir().unwrap(), durability, max_journal, alone, held: BTreeMap::new(), first: 1 }
     }
 
     fn path(&self) -> std::path::PathBuf {
@@ -185,6 +236,10 @@ impl Victim {
     fn kill_after(&mut self, lines: usize) -> Said {
         let mut command = once_more("child_writes");
         command.env(STORE, self.path()).env(DURABILITY, self.durability).env(FIRST, self.first.to_string());
+        command.env(MAX_JOURNAL, self.max_journal.to_string());
+        if self.alone {
+            command.env(ALONE, "yes");
+        }
         let mut child = Process::start(command);
         let mut said = Said::default();
         let immediate = self.durability == "immediate";
@@ -204,14 +259,18 @@ impl Victim {
         said
     }
 
-    /// Loads what the child left. Returns the number of members that were checked.
-    fn check(&mut self, said: &Said) -> usize {
-        let path = self.path();
+    /// Loads what the child left, or a copy of it, so that the next child finds what a child has left.
+    fn check(&mut self, said: &Said, in_place: bool) -> Checked {
+        let path = if in_place { self.path() } else { self.dir.path().join("copy") };
+        if !in_place {
+            as_after_a_crash(&self.path(), &path);
+        }
+        let left = (segments(&path).len(), member_files(&path).len());
         let store = Store::open(&path).unwrap();
-        assert_eq!(store.load_report().quarantined, []);
+        let report = store.load_report();
+        assert_eq!(report.quarantined, []);
         assert_tidy(&path);
         let found = contents(&store);
-        assert_eq!(member_files(&path).len(), found.len(), "files on the disk, and members");
         for thread in 0..THREADS {
             for (key, cleared) in keys(thread) {
                 let possible = said.possible(thread, &key, cleared, self.held.get(&key).copied());
@@ -221,11 +280,27 @@ impl Victim {
         }
         let known: Vec<String> = (0..THREADS).flat_map(keys).map(|(key, _)| key).collect();
         assert!(found.keys().all(|key| known.contains(key)), "a key that nobody wrote: {found:?}");
+        store.close().unwrap();
+        assert_only_files(&path);
+        assert_tidy(&path);
+        assert_eq!(member_files(&path).len(), found.len(), "files on the disk, and members");
+        let store = Store::open(&path).unwrap();
+        assert_eq!((contents(&store), store.load_report().replayed), (found.clone(), 0));
+        drop(store);
+        if !in_place {
+            std::fs::remove_dir_all(&path).unwrap();
+        }
         self.first = said.tried.iter().flatten().map(|(number, _)| number + 1).chain([self.first]).max().unwrap();
         self.held = found;
-        store.close().unwrap();
-        self.held.len()
+        Checked { members: self.held.len(), replayed: report.replayed, amidst: left.0 > 1 && left.1 > 0 }
     }
+}
+
+struct Checked {
+    members: usize,
+    replayed: usize,
+    /// The files were following when the kill came.
+    amidst: bool,
 }
 
 /// By key, which write it is.
@@ -242,21 +317,41 @@ fn contents(store: &Store) -> BTreeMap<String, u64> {
 }
 
 #[test]
-fn no_kill_loses_what_was_flushed_or_tears_a_member() {
-    let mut victims = ["immediate", "interval", "immediate", "buffered"].map(Victim::new);
+fn no_kill_loses_what_a_process_was_told_is_safe_or_tears_a_member() {
+    // With a small journal the files follow, and segments come and go, all the time.
+    const SMALL: u64 = 64 << 10;
+    const LARGE: u64 = 256 << 20;
+    let mut victims = [
+        ("immediate", SMALL, false),
+        ("interval", SMALL, true),
+        ("buffered", SMALL, false),
+        ("immediate", LARGE, true),
+        ("interval", LARGE, false),
+        ("buffered", SMALL, true),
+        ("interval", SMALL, false),
+        ("buffered", LARGE, true),
+    ]
+    .map(Victim::new);
     let mut chance = Chance::new(200);
-    let (mut checked, mut acts, mut safe) = (0, 0, 0);
+    let (mut members, mut acts, mut safe, mut replayed, mut amidst) = (0, 0, 0, 0, 0);
     for kill in 0..KILLS {
-        let victim = &mut victims[kill % 4];
+        let victim = &mut victims[kill % 8];
         // One in eight dies while it opens the store, or soon after.
         let lines = if chance.below(8) == 0 { chance.below(4) } else { chance.below(400) };
         let said = victim.kill_after(lines);
-        checked += victim.check(&said);
+        let checked = victim.check(&said, chance.below(4) == 0);
         acts += said.done.iter().sum::<usize>();
         safe += said.safe.iter().sum::<usize>();
+        members += checked.members;
+        replayed += checked.replayed;
+        amidst += usize::from(checked.amidst);
     }
-    assert!(safe > KILLS, "the children were killed before they could flush anything");
-    tell(&format!("{KILLS} kills, {acts} acts, {safe} of them safe before the kill, {checked} members checked"));
+    assert!(safe > KILLS, "the children were killed before anything of theirs was safe");
+    assert!(replayed > KILLS && amidst > KILLS / 8, "the kills did not come while there was something to lose");
+    tell(&format!(
+        "{KILLS} kills, {amidst} of them amidst the files; {acts} acts, {safe} of them safe before the kill; {members} \
+         members checked, {replayed} of them from the journal"
+    ));
 }
 
 #[test]

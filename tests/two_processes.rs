@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::Duration;
 
-use lab::{Process, once_more, orders, say, tree};
+use lab::{Process, once_more, orders, say, segments, tree, until_at_rest};
 use larder::{Durability, Error, Store};
 
 const HELD: &str = "LARDER_TWO_PROCESSES_STORE";
@@ -188,9 +188,10 @@ fn whoever_is_locked_out_changes_nothing_in_the_directory() {
     let (_dir, path) = new_store();
     let store = Store::open(&path).unwrap();
     store.put("artist/daft_punk", "epic").unwrap();
-    store.flush().unwrap();
+    until_at_rest(&store);
     fs::write(path.join(".larder/tmp/left"), "by a write that is under way").unwrap();
     fs::write(path.join("artist/damaged"), "not a member's file").unwrap();
+    assert_eq!(segments(&path).len(), 1, "it is not even replayed");
     let before = tree(&path);
     assert_locked(&path, std::process::id());
     another_process_opens(&path).expect(&format!("locked by process {}", std::process::id()));

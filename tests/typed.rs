@@ -1,5 +1,7 @@
 //! Collections of a caller's type: what is handed out, what is stored, and what a type that misbehaves can do.
 
+mod lab;
+
 use std::sync::{Arc, Mutex, OnceLock};
 
 use larder::{Bincode, Codec, CodecError, Error, Health, Json, Store};
@@ -186,7 +188,7 @@ fn a_member_that_does_not_encode_is_served_and_named_and_stops_no_other() {
     let store = Store::open(&path).unwrap();
     let moods = store.collection::<Mood>("mood").unwrap();
     moods.put("kept", Mood::Fine(1)).unwrap();
-    store.flush().unwrap();
+    lab::until_at_rest(&store);
     moods.put("kept", Mood::Panics).unwrap();
     moods.put("fails", Mood::Fails).unwrap();
     moods.put("fine", Mood::Fine(2)).unwrap();
@@ -202,6 +204,7 @@ fn a_member_that_does_not_encode_is_served_and_named_and_stops_no_other() {
         ]
     );
     assert_eq!(*moods.get("kept").unwrap(), Mood::Panics, "served from RAM");
+    lab::until("the files have followed", || store.stats().journal_bytes == 0);
     assert!(
         std::fs::read_to_string(path.join("mood/kept")).unwrap().ends_with("{\"Fine\":1}"),
         "keeps its stored value"

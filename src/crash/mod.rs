@@ -1,9 +1,9 @@
-//! What a crash of the machine takes, and what it does not: small and long workloads on a file system in memory, crashed
-//! after every operation in every way that two models of file systems allow, and opened again.
+//! What a crash of the machine takes, and what it does not: small and long workloads on a file system in memory,
+//! crashed after every operation in every way that two models of file systems allow, and opened again.
 //!
-//! `workload` says what is done and what may be left of it, `run` does it and records it, `states` makes the disks that a
-//! crash may leave, `search` opens them. `barriers` shows that the search finds what it is for: it takes each class of
-//! syncs away in turn. `faults` makes every call fail in turn.
+//! `workload` says what is done and what may be left of it, `run` does it and records it, `states` makes the disks that
+//! a crash may leave, `search` opens them, `tell` says what it found. `barriers` shows that the search finds what it is
+//! for: it takes each class of syncs away in turn. `faults` makes every call fail in turn.
 //!
 //! `LARDER_CRASH_STATES=5000000 cargo test --release --lib crash -- --nocapture` looks at that many states.
 
@@ -13,16 +13,17 @@ mod faults;
 mod run;
 mod search;
 mod states;
+mod tell;
 mod workload;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-use run::{Setting, Start, record};
+use run::{Recording, Setting, Start, record};
 use search::Search;
 use workload::{Workload, long, many, short};
 
-use crate::fs::sim::Without;
+use crate::fs::sim::{Sim, Without};
 
 /// A run to be crashed.
 #[derive(Debug, Clone)]
@@ -31,6 +32,13 @@ struct Job {
     workload: Workload,
     setting: Setting,
     seed: u64,
+}
+
+impl Job {
+    fn record(&self, without: Option<&Without>) -> (Recording, Sim) {
+        let recorded = record(&self.start, self.workload.clone(), self.setting, without.cloned());
+        recorded.unwrap_or_else(|broken| panic!("{broken}"))
+    }
 }
 
 /// Every short workload, on a new store or on one that has members, in several settings; those of many members; and long
@@ -58,8 +66,8 @@ fn job(starts: &[Start; 2], workload: Workload, number: u64) -> Job {
     Job { start: starts[usize::from(is_set(0))].clone(), workload, setting, seed: number }
 }
 
-/// Does the work on every item until one says that it was the last, on more threads than there are cores: a run waits more
-/// than it works.
+/// Does the work on every item until one says that it was the last, on more threads than there are cores: a run waits
+/// more than it works.
 fn for_each<I: Sync>(items: &[I], work: impl Fn(&I) -> bool + Sync) {
     let next = AtomicUsize::new(0);
     let threads = std::thread::available_parallelism().map_or(2, usize::from).clamp(1, 16) * 2;
@@ -79,9 +87,7 @@ fn for_each<I: Sync>(items: &[I], work: impl Fn(&I) -> bool + Sync) {
 /// Does the jobs until one shows a violation.
 fn search_all(search: &Search, jobs: &[Job], without: Option<&Without>) {
     for_each(jobs, |job| {
-        let recorded = record(&job.start, job.workload.clone(), job.setting, without.cloned());
-        let (recording, _) = recorded.unwrap_or_else(|broken| panic!("{broken:?} in {job:?}"));
-        search.crash(recording, job.seed);
+        search.crash(job.record(without).0, job.seed);
         !search.is_over()
     });
 }
@@ -98,14 +104,13 @@ fn after_a_crash_anywhere_the_store_holds_what_was_promised() {
     let wanted = wanted();
     let search = Search::new(if wanted <= 100_000 { 12 } else { 12 * wanted.div_ceil(100_000).min(64) });
     search_all(&search, &jobs(3, 100), None);
+    println!("so far {}, in {:?}", search.counts(), started.elapsed());
     let starts = [Start::empty(), Start::filled()];
     let mut seeds = 100..;
     while search.states() < wanted && !search.is_over() {
         let more: Vec<Job> = seeds.by_ref().take(64).map(|seed| job(&starts, long(seed), seed)).collect();
         search_all(&search, &more, None);
-    }
-    for known in search.known() {
-        println!("KNOWN, {known}");
+        println!("so far {}, in {:?}", search.counts(), started.elapsed());
     }
     if let Some(violation) = search.violation() {
         panic!("{violation}");
@@ -113,7 +118,6 @@ fn after_a_crash_anywhere_the_store_holds_what_was_promised() {
     println!("{}, in {:?}", search.counts(), started.elapsed());
     assert!(search.states() >= wanted);
 }
-
 
 /// Also the names of directories above it that were made for it.
 #[test]

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::tell;
 use super::workload::{Act, Broken, Effect, History, Members, Workload, effects, is_in};
 use crate::backend::{Backend, Change, Files, Loader, Progress, Quarantined, Sink};
 use crate::error::Result;
@@ -22,7 +23,8 @@ pub(super) const HOME: &str = "/larder-simulated/store";
 pub(super) struct Setting {
     pub(super) immediate: bool,
     pub(super) sync_fs: bool,
-    /// After each operation, wait until the store has nothing to do. Otherwise what comes fast goes to the disk at once.
+    /// After each operation, wait until the store has nothing to do. Otherwise what comes fast goes to the disk at
+    /// once.
     pub(super) settle: bool,
 }
 
@@ -60,7 +62,7 @@ impl Start {
         let workload = keys.map(|key| Act::Put(key.into(), 0)).to_vec();
         let sim = Sim::new(&Start::empty().image, HOME, false);
         let setting = Setting { immediate: false, sync_fs: false, settle: false };
-        let history = live(&sim, setting, &Start::empty(), workload).unwrap_or_else(|broken| panic!("{broken:?}"));
+        let history = live(&sim, setting, &Start::empty(), workload).unwrap_or_else(|broken| panic!("{broken}"));
         Start { image: sim.image(), members: Some(history.after(keys.len())), numbers: history.numbers(keys.len()) }
     }
 }
@@ -75,6 +77,10 @@ pub(super) struct Recording {
 }
 
 /// Runs a workload from `start` and records it.
+///
+/// # Errors
+///
+/// As [`live`].
 pub(super) fn record(
     start: &Start,
     workload: Workload,
@@ -84,7 +90,12 @@ pub(super) fn record(
     let sim = Sim::new(&start.image, HOME, setting.sync_fs);
     sim.leave_out(without);
     sim.record();
-    let history = live(&sim, setting, start, workload)?;
+    let history = live(&sim, setting, start, workload.clone()).map_err(|broken| {
+        let log = tell::log(&start.image, &sim.take_log(), &Vec::new(), &workload);
+        let Broken { invariant, details } = broken;
+        let details = format!("{details}\n{setting:?}\nworkload: {}\n{log}", tell::workload(&workload));
+        Broken { invariant, details }
+    })?;
     Ok((Recording { setting, start: start.image.clone(), log: sim.take_log(), history }, sim))
 }
 
@@ -127,7 +138,7 @@ pub(super) fn open(sim: &Sim, setting: Setting) -> Result<(Store, Members), Brok
 pub(super) fn live(sim: &Sim, setting: Setting, start: &Start, workload: Workload) -> Result<History, Broken> {
     let (mut store, found) = open(sim, setting)?;
     if start.members.as_ref().is_some_and(|members| *members != found) {
-        return Err(Broken::new("what was closed is there", format!("there is {found:?}")));
+        return Err(Broken::new("what was closed is there", format!("there is {}", tell::members(&found))));
     }
     let history = History::new(found, start.numbers, workload);
     let went_wrong = failed("nothing fails on a healthy disk");
@@ -166,7 +177,8 @@ pub(super) fn same(invariant: &'static str, found: &Members, expected: &Members)
     }
     let keys = found.keys().chain(expected.keys()).filter(|key| found.get(*key) != expected.get(*key));
     let keys: Vec<&String> = keys.collect();
-    Err(Broken::new(invariant, format!("{keys:?} differ: there is {found:?}, and should be {expected:?}")))
+    let (found, expected) = (tell::members(found), tell::members(expected));
+    Err(Broken::new(invariant, format!("{keys:?} differ: there is {found}, and should be {expected}")))
 }
 
 /// Does an operation that does not end the store.

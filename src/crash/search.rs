@@ -3,27 +3,26 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
-use std::fmt::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use super::run::{look, HOME, Recording, Setting, Start, live, open, same};
+use super::run::{HOME, Recording, Setting, Start, live, look, open, same};
 use super::states::{Disk, Fate, Fates, MODELS, Model, Rng};
 use super::workload::{Act, Broken, Expected, Members, Workload};
-use crate::fs::sim::{Hash128, Image, Inode, Mark, Op, ROOT, Shown, Sim};
+use crate::fs::sim::{Hash128, Image, Mark, Op, Sim};
 use crate::sync::Mutex;
 
 /// One image in so many is opened in such a way that the opening itself, and what is done after it, is crashed too.
 const COMPOUND: u128 = 48;
+
+/// One image in so many is kept for other tests.
+const SAMPLED: u128 = 17;
 
 /// One image in so many is, once the store on it is closed, opened again.
 const REOPENED: u128 = 2;
 
 /// One image in so many is used by a store, with all its threads, and closed. The others are only looked at.
 const USED: u128 = 5;
-
-/// Invariants that are known not to hold. They are told, and the search goes on.
-pub(super) const KNOWN: &[&str] = &[NUMBERS];
 
 const NUMBERS: &str = "numbers never go back";
 
@@ -58,22 +57,40 @@ impl fmt::Display for Counts {
 
 /// A crash of a recorded run.
 #[derive(Debug, Clone)]
-struct Crash {
-    recording: Arc<Recording>,
+pub(super) struct Crash {
+    pub(super) recording: Arc<Recording>,
     /// How many of the record were done.
+    pub(super) at: usize,
+    pub(super) model: Model,
+    pub(super) fates: Fates,
+    /// The crash that the run began with.
+    pub(super) before: Option<Arc<Crash>>,
+}
+
+/// Where in a record a crash may fall, and what it may take there.
+struct Moment<'a> {
+    recording: &'a Arc<Recording>,
     at: usize,
     model: Model,
-    fates: Fates,
-    /// The crash that the run began with.
-    before: Option<Arc<Crash>>,
+    before: Option<&'a Arc<Crash>>,
+    expected: Expected<'a>,
+    /// The hash of what is expected.
+    promise: u128,
+}
+
+impl Moment<'_> {
+    fn crash(&self, fates: Fates) -> Crash {
+        let (recording, before) = (self.recording.clone(), self.before.cloned());
+        Crash { recording, at: self.at, model: self.model, fates, before }
+    }
 }
 
 /// A crash that breaks an invariant.
 #[derive(Debug)]
 pub(super) struct Violation {
     pub(super) broken: Broken,
-    crash: Crash,
-    image: Image,
+    pub(super) crash: Crash,
+    pub(super) image: Image,
 }
 
 impl Violation {
@@ -88,8 +105,6 @@ impl Violation {
 /// What has been looked at, and what was found.
 #[derive(Debug)]
 pub(super) struct Search {
-    /// Whether what is known not to hold ends the search too.
-    strict: bool,
     /// Whether crashes are looked at only where something has just been promised.
     only_promises: bool,
     /// The most images that are made of one moment of a run, under one model. More are made of long windows by and by.
@@ -103,8 +118,6 @@ pub(super) struct Search {
     compound: AtomicUsize,
     runs: AtomicUsize,
     violation: Mutex<Option<Violation>>,
-    /// By invariant, the first of each that is known.
-    known: Mutex<BTreeMap<&'static str, Violation>>,
     over: AtomicBool,
     samples: Mutex<Vec<Image>>,
 }
@@ -112,7 +125,6 @@ pub(super) struct Search {
 impl Search {
     pub(super) fn new(most: usize) -> Search {
         Search {
-            strict: false,
             only_promises: false,
             most,
             seen: Mutex::default(),
@@ -121,15 +133,9 @@ impl Search {
             compound: AtomicUsize::new(0),
             runs: AtomicUsize::new(0),
             violation: Mutex::default(),
-            known: Mutex::default(),
             over: AtomicBool::new(false),
             samples: Mutex::default(),
         }
-    }
-
-    /// One that ends with anything that does not hold, known or not.
-    pub(super) fn strict(most: usize) -> Search {
-        Search { strict: true, ..Search::new(most) }
     }
 
     /// One that looks at crashes only where something has just been promised.
@@ -161,11 +167,6 @@ impl Search {
     /// The first violation found.
     pub(super) fn violation(&self) -> Option<Violation> {
         self.violation.lock().take()
-    }
-
-    /// What was found of what is known not to hold.
-    pub(super) fn known(&self) -> Vec<Violation> {
-        std::mem::take(&mut *self.known.lock()).into_values().collect()
     }
 
     /// Some of the images that were met.
@@ -204,16 +205,12 @@ impl Search {
                 Some(op) if disk.follow(place - 1, op) && !self.only_promises => Some(place - 1),
                 Some(_) => continue,
             };
-            let most = if before.is_some() { self.most.div_ceil(4) } else { self.most };
+            // A promise is where most can break.
+            let most = if last.is_none() { self.most * 4 } else { self.most };
+            let most = if before.is_some() { most.div_ceil(4) } else { most };
+            let moment = Moment { recording, at: place, model, before, expected, promise: hash };
             disk.images(last, most, &mut rng, &mut |image, fates| {
-                let crash = || Crash {
-                    recording: recording.clone(),
-                    at: place,
-                    model,
-                    fates: fates.clone(),
-                    before: before.cloned(),
-                };
-                self.look_at(image, &expected, hash, crash);
+                self.look_at(image, fates, &moment);
                 !self.is_over()
             });
             if self.is_over() {
@@ -222,45 +219,61 @@ impl Search {
         }
     }
 
-    fn look_at(&self, image: Image, expected: &Expected<'_>, promise: u128, crash: impl Fn() -> Crash) {
+    fn look_at(&self, image: Image, fates: Fates, moment: &Moment<'_>) {
         let image_hash = image.hash();
-        let mut state = Hash128(image_hash);
-        state.add(&promise.to_le_bytes());
-        let Crash { model, before, recording, .. } = crash();
-        let bit = 1 << MODELS.iter().position(|other| *other == model).unwrap_or_default();
-        let met_before = {
-            let mut seen = self.seen.lock();
-            let models = seen.entry(state.0).or_insert(0);
-            std::mem::replace(models, *models | bit)
-        };
-        if met_before != 0 {
-            return;
-        }
-        if before.is_some() {
-            self.compound.fetch_add(1, Ordering::Relaxed);
-        }
+        let is_new = self.is_new(image_hash, moment);
         // Otherwise the lock would be held during what follows.
         let known = self.opened.lock().get(&image_hash).cloned();
-        let opened = known.unwrap_or_else(|| {
-            let again = image_hash % COMPOUND == 0 && before.is_none() && !self.only_promises;
-            let (opened, recovery) = self.open(&image, image_hash, recording.setting, again);
-            self.opened.lock().insert(image_hash, opened.clone());
-            if let Some(recovery) = recovery {
-                self.samples.lock().push(image.clone());
-                let first = Arc::new(crash());
-                self.crash_under(&Arc::new(recovery), model, image_hash as u64, Some(&first));
-            }
-            opened
-        });
-        let Err(broken) = check(&opened, expected) else { return };
-        if KNOWN.contains(&broken.invariant) && !self.strict {
-            if !self.known.lock().contains_key(broken.invariant) {
-                let violation = Violation::new(broken, crash(), image, expected);
-                self.known.lock().insert(violation.broken.invariant, violation);
-            }
-        } else if !self.over.swap(true, Ordering::Relaxed) {
-            *self.violation.lock() = Some(Violation::new(broken, crash(), image, expected));
+        let opened = match known {
+            Some(opened) => opened,
+            None if is_new => self.open_first(&image, image_hash, &fates, moment),
+            // Somebody else is opening it.
+            None => return,
+        };
+        let Err(broken) = check(&opened, &moment.expected) else { return };
+        if !self.over.swap(true, Ordering::Relaxed) {
+            *self.violation.lock() = Some(Violation::new(broken, moment.crash(fates), image, &moment.expected));
         }
+    }
+
+    /// Notes a state. False if it was met before.
+    fn is_new(&self, image: u128, moment: &Moment<'_>) -> bool {
+        let mut state = Hash128(image);
+        state.add(&moment.promise.to_le_bytes());
+        let bit = 1 << MODELS.iter().position(|other| *other == moment.model).unwrap_or_default();
+        let mut seen = self.seen.lock();
+        let models = seen.entry(state.0).or_insert(0);
+        let is_new = *models == 0;
+        *models |= bit;
+        if is_new && moment.before.is_some() {
+            self.compound.fetch_add(1, Ordering::Relaxed);
+        }
+        is_new
+    }
+
+    /// Opens an image that was not opened before, and of some crashes that, too.
+    fn open_first(&self, image: &Image, hash: u128, fates: &Fates, moment: &Moment<'_>) -> Result<Opened, Broken> {
+        let again = hash.is_multiple_of(COMPOUND) && moment.before.is_none() && !self.only_promises;
+        let (opened, recovery) = self.open(image, hash, moment.recording.setting, again);
+        self.opened.lock().insert(hash, opened.clone());
+        if hash.is_multiple_of(SAMPLED) {
+            self.samples.lock().push(image.clone());
+        }
+        if let Some(recovery) = recovery {
+            let first = Arc::new(moment.crash(fates.clone()));
+            self.crash_under(&Arc::new(recovery), moment.model, hash as u64, Some(&first));
+        }
+        opened
+    }
+
+    /// The same for equal members, so that they are kept once.
+    fn once(&self, found: Members) -> Arc<Members> {
+        let mut hash = Hash128::default();
+        for (key, value) in &found {
+            hash.add(key.as_bytes());
+            hash.add(value);
+        }
+        self.members.lock().entry(hash.0).or_insert_with(|| Arc::new(found)).clone()
     }
 
     /// Opens an image and goes on from there. With `again`, gives a record of that too.
@@ -272,8 +285,8 @@ impl Search {
         again: bool,
     ) -> (Result<Opened, Broken>, Option<Recording>) {
         let sim = Sim::new(image, HOME, setting.sync_fs);
-        if !again && hash % USED != 0 {
-            let opened = look(&sim).map(|members| Opened { members: Arc::new(members), numbers: None });
+        if !again && !hash.is_multiple_of(USED) {
+            let opened = look(&sim).map(|members| Opened { members: self.once(members), numbers: None });
             return (opened, None);
         }
         if again {
@@ -281,13 +294,7 @@ impl Search {
         }
         match go_on(&sim, image, hash, setting) {
             Ok((mut opened, recording)) => {
-                let mut hash = Hash128::default();
-                for (key, value) in &*opened.members {
-                    hash.add(key.as_bytes());
-                    hash.add(value);
-                }
-                let mut members = self.members.lock();
-                opened.members = members.entry(hash.0).or_insert_with(|| opened.members.clone()).clone();
+                opened.members = self.once(Members::clone(&opened.members));
                 (Ok(opened), again.then_some(recording))
             }
             Err(broken) => (Err(broken), None),
@@ -295,10 +302,10 @@ impl Search {
     }
 }
 
-/// What is done on every image before the store is closed: put something new, and perhaps delete something. A load of few collections is cheap, so
-/// the new one is mostly in one that may be there.
+/// What is done on every image before the store is closed: put something new, and perhaps delete something. A load of
+/// few collections is cheap, so the new one is mostly in one that may be there.
 pub(super) fn afterwards(hash: u128) -> Workload {
-    let new = Act::Put(NEW[usize::from((hash >> 8) % 8 == 0)].into(), 16);
+    let new = Act::Put(NEW[usize::from((hash >> 8).is_multiple_of(8))].into(), 16);
     let collection = ["a", "b", "many"][(hash >> 12) as usize % 3];
     match (hash >> 16) % 4 {
         0 => vec![new, Act::Flush],
@@ -318,7 +325,7 @@ pub(super) fn go_on(sim: &Sim, image: &Image, hash: u128, setting: Setting) -> R
     let log = sim.take_log();
     let closed = history.after(history.workload.len());
     let after = numbers(&sim.image());
-    if hash % REOPENED == 0 {
+    if hash.is_multiple_of(REOPENED) {
         let (_again, members) = open(sim, setting)?;
         same("what was closed is there", &members, &closed)?;
     }
@@ -387,97 +394,4 @@ fn minimal(mut crash: Crash, mut image: Image, expected: &Expected<'_>, broken: 
         }
     }
     (crash, image)
-}
-
-// ---- telling ----
-
-impl fmt::Display for Violation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "BROKEN: {}", self.broken.invariant)?;
-        writeln!(f, "{}", self.broken.details)?;
-        tell(f, &self.crash)?;
-        writeln!(f, "the disk after it:\n{}", self.image)
-    }
-}
-
-fn tell(f: &mut fmt::Formatter<'_>, crash: &Crash) -> fmt::Result {
-    if let Some(before) = &crash.before {
-        tell(f, before)?;
-        writeln!(f, "and a crash again, of the store that was opened on what that left:")?;
-    }
-    let Crash { recording, at, model, fates, .. } = crash;
-    let Setting { immediate, sync_fs, settle } = recording.setting;
-    writeln!(f, "model {model:?}; Immediate: {immediate}; sync_fs: {sync_fs}; waits between operations: {settle}")?;
-    let acts: Vec<String> = recording.history.workload.iter().map(ToString::to_string).collect();
-    writeln!(f, "workload: {}; close", acts.join("; "))?;
-    writeln!(f, "what was done until the crash, and what became of it:")?;
-    let mut paths = Paths::new(&recording.start);
-    for (place, op) in recording.log.iter().take(*at).enumerate() {
-        let fate = match fates.iter().find(|(other, _)| *other == place) {
-            None => String::new(),
-            Some((_, Fate::Kept)) => "kept".into(),
-            Some((_, Fate::Dropped)) => "LOST".into(),
-            Some((_, Fate::Zeroed)) => "ZEROS".into(),
-            Some((_, Fate::Cut(bytes))) => format!("TORN at {bytes}"),
-            Some((_, Fate::CutZeros(bytes))) => format!("ZEROS from {bytes}"),
-            Some((_, Fate::Headless(bytes))) => format!("ZEROS to {bytes}"),
-        };
-        writeln!(f, "  {place:4}  {fate:14}  {}", paths.told(op, &recording.history.workload))?;
-    }
-    Ok(())
-}
-
-/// The paths of files and directories, as the record goes on.
-struct Paths(BTreeMap<Inode, String>);
-
-impl Paths {
-    fn new(image: &Image) -> Paths {
-        let mut paths: BTreeMap<Inode, String> = (ROOT + 1..).zip(image.0.keys().cloned()).collect();
-        paths.insert(ROOT, String::new());
-        Paths(paths)
-    }
-
-    fn of(&self, dir: Inode, name: &str) -> String {
-        format!("{}/{name}", self.0.get(&dir).map_or("?", |path| path))
-    }
-
-    fn told(&mut self, op: &Op, workload: &Workload) -> String {
-        let mut text = String::new();
-        let told = match op {
-            Op::Create { dir, name, inode } | Op::MakeDir { dir, name, inode } => {
-                let path = self.of(*dir, name).trim_start_matches('/').to_owned();
-                let what = if matches!(op, Op::Create { .. }) { "create" } else { "mkdir" };
-                self.0.insert(*inode, path.clone());
-                write!(text, "{what} {path}")
-            }
-            Op::Write { inode, offset, bytes } => {
-                write!(text, "write {} at {offset}: {}", self.0[inode], Shown(bytes))
-            }
-            Op::Rename { from, from_name, to, to_name, inode, .. } => {
-                let (from, to) = (self.of(*from, from_name), self.of(*to, to_name));
-                let (from, to) = (from.trim_start_matches('/').to_owned(), to.trim_start_matches('/').to_owned());
-                let inside = format!("{from}/");
-                for path in self.0.values_mut().filter(|path| path.starts_with(&inside)) {
-                    *path = format!("{to}/{}", &path[inside.len()..]);
-                }
-                self.0.insert(*inode, to.clone());
-                write!(text, "rename {from} to {to}")
-            }
-            Op::Unlink { dir, name } => write!(text, "unlink {}", self.of(*dir, name)),
-            Op::RemoveDir { dir, name } => write!(text, "rmdir {}", self.of(*dir, name)),
-            Op::SyncData { inode } => write!(text, "sync_data {}", self.0[inode]),
-            Op::SyncDir { dir } => write!(text, "sync_dir {}/", self.0[dir]),
-            Op::SyncFs => write!(text, "sync_fs"),
-            Op::SyncDataFailed { inode } => write!(text, "sync_data {} FAILED", self.0[inode]),
-            Op::SyncFsFailed => write!(text, "sync_fs FAILED"),
-            Op::Skipped(barrier) => write!(text, "(left out: {barrier})"),
-            Op::Mark(Mark::Began(number)) => write!(text, "-- operation {number}: {}", workload[*number]),
-            Op::Mark(Mark::Promised(operations)) => {
-                write!(text, "-- promised: everything before operation {operations}")
-            }
-        };
-        // Writing to a string cannot fail.
-        _ = told;
-        text
-    }
 }

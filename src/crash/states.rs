@@ -11,10 +11,11 @@ use crate::fs::sim::{Bytes, Hash128, Image, Inode, Name, Op, ROOT};
 /// What a file system promises.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Model {
-    /// What the standard says, and no more: names persist each for itself, in any order, until their directory is synced.
+    /// What the standard says, and no more: names persist each for itself, in any order, until their directory is
+    /// synced.
     Posix,
-    /// A journaling file system with delayed allocation, as ext4 and XFS are: names persist in order, and any sync makes
-    /// all before it durable. Bytes follow when they are synced.
+    /// A journaling file system with delayed allocation, as ext4 and XFS are: names persist in order, and any sync
+    /// makes all before it durable. Bytes follow when they are synced.
     Ordered,
 }
 
@@ -360,9 +361,10 @@ impl Disk {
         }
     }
 
-    /// Calls `visit` with every image that a crash at this moment may leave, or with about `most` of them: then always
-    /// with nothing and with everything kept, and with each effect alone dropped and alone kept. With `last`, which is the
-    /// last effect's place in the record, only those images in which it has left a trace. `visit` says whether to go on.
+    /// Calls `visit` with every image that a crash at this moment may leave, or with about `most` of them: everything
+    /// kept, nothing kept, each effect alone dropped and alone kept, as far as `most` goes, and others at random. With
+    /// `last`, which is the last effect's place in the record, only images in which it has left a trace. `visit` says
+    /// whether to go on.
     pub(super) fn images(
         &self,
         last: Option<usize>,
@@ -387,9 +389,20 @@ impl Disk {
         }
         let total = trees.iter().fold(0, |sum: usize, (_, variants)| sum.saturating_add(*variants));
         let all = kept.all && total <= most;
+        if !all && trees.len() > most.div_ceil(2).max(2) {
+            // Room for what may become of the bytes. The first two are the extremes.
+            while trees.len() > most.div_ceil(2).max(2) {
+                trees.swap_remove(2 + rng.below(trees.len() - 2));
+            }
+        }
         let mut left = most;
         for (number, (tree, variants)) in trees.iter().enumerate() {
-            let share = if all { *variants } else { (left / (trees.len() - number)).max(1) };
+            let share = match number {
+                _ if all => *variants,
+                // With all names kept, what becomes of the bytes shows most.
+                0 => most.div_ceil(2),
+                _ => (left / (trees.len() - number)).max(1),
+            };
             for choice in self.choices_of_writes(tree, *variants, share, rng) {
                 let Some(fates) = self.fates(tree, last, choice) else { continue };
                 left = left.saturating_sub(1);
@@ -416,11 +429,14 @@ impl Disk {
         if self.model == Model::Ordered {
             let from = if (0..count).any(is_last) { count } else { 0 };
             let prefix = |length: usize| (0..count).map(|index| index < length).collect::<Vec<bool>>();
-            let mut lengths: Vec<usize> = (from..=count).collect();
+            let mut lengths: Vec<usize> = (from..=count).rev().collect();
             let all = lengths.len() <= most;
+            if !all {
+                // Everything and nothing.
+                lengths.swap(1, count - from);
+            }
             while lengths.len() > most.max(2) {
-                // Both ends stay.
-                lengths.remove(1 + rng.below(lengths.len() - 2));
+                lengths.swap_remove(2 + rng.below(lengths.len() - 2));
             }
             return ChosenNames { chosen: lengths.into_iter().map(prefix).collect(), all };
         }
@@ -489,9 +505,8 @@ impl Disk {
 
     /// How many choices there are of the writes' fates.
     fn variants(&self, tree: &Tree, last: Option<usize>) -> usize {
-        let of_write = |(write, length): (&Write, usize)| {
-            write.fates(length).len() - usize::from(last == Some(write.at))
-        };
+        let of_write =
+            |(write, length): (&Write, usize)| write.fates(length).len() - usize::from(last == Some(write.at));
         self.writes(tree).map(of_write).fold(1, usize::saturating_mul)
     }
 
@@ -500,13 +515,19 @@ impl Disk {
             return (0..variants).map(Choice::Number).collect();
         }
         let mut choices = vec![Choice::All(Fate::Kept), Choice::All(Fate::Dropped), Choice::All(Fate::Zeroed)];
-        for (odd, (write, length)) in self.writes(tree).enumerate() {
-            choices.push(Choice::But(Fate::Dropped, odd, 0));
-            choices.extend((1..write.fates(length).len()).map(|fate| Choice::But(Fate::Kept, odd, fate)));
+        if share == 1 {
+            choices.extend((0..3).map(|_| Choice::Random(rng.next())));
+            return vec![*rng.pick(&choices)];
         }
-        while choices.len() > share.max(1) {
-            let first = share.min(2);
-            choices.swap_remove(first + rng.below(choices.len() - first));
+        let mut odd = Vec::new();
+        for (index, (write, length)) in self.writes(tree).enumerate() {
+            odd.push(Choice::But(Fate::Dropped, index, 0));
+            odd.extend((1..write.fates(length).len()).map(|fate| Choice::But(Fate::Kept, index, fate)));
+        }
+        choices.truncate(share);
+        let random = (share - choices.len()) / 3;
+        while !odd.is_empty() && choices.len() + random < share {
+            choices.push(odd.swap_remove(rng.below(odd.len())));
         }
         choices.extend((choices.len()..share).map(|_| Choice::Random(rng.next())));
         choices
@@ -527,7 +548,8 @@ impl Disk {
         for (index, (write, length)) in self.writes(tree).enumerate() {
             let is_last = last == Some(write.at);
             let fate = match choice {
-                Choice::All(Fate::Zeroed) if write.end() <= length => Fate::Dropped,
+                Choice::All(Fate::Dropped) if is_last => Fate::Kept,
+                Choice::All(Fate::Zeroed) if write.end() <= length => Fate::Kept,
                 Choice::All(fate) => fate,
                 Choice::But(_, odd, fate) if odd == index => *write.fates(length).get(fate)?,
                 Choice::But(fate, ..) => fate,
@@ -550,9 +572,8 @@ impl Disk {
     }
 
     fn image(&self, tree: &Tree, fates: &Fates) -> Image {
-        let fate_of = |write: &Write| {
-            fates.iter().find(|(at, _)| *at == write.at).map_or(Fate::Kept, |(_, fate)| *fate)
-        };
+        let fate_of =
+            |write: &Write| fates.iter().find(|(at, _)| *at == write.at).map_or(Fate::Kept, |(_, fate)| *fate);
         let content = |inode: &Inode| self.contents.get(inode).map_or_else(Bytes::default, |file| file.make(fate_of));
         let paths = tree.paths.iter();
         Image(paths.map(|(path, inode)| (path.clone(), inode.as_ref().map(content))).collect())
@@ -736,7 +757,10 @@ mod tests {
             disk.follow(at, op);
         }
         let mut found = BTreeSet::new();
-        disk.images(None, 100, &mut Rng(1), &mut |image, _| found.insert(words(&image)) || true);
+        disk.images(None, 100, &mut Rng(1), &mut |image, _| {
+            found.insert(words(&image));
+            true
+        });
         assert_eq!(found, set(&["x=", "x=00", "x=a", "x=a0", "x=ab"]));
     }
 }

@@ -103,8 +103,14 @@ impl Broken {
     }
 }
 
-/// A write to one member: how many operations had begun with it, and the value or `None` for a delete. What was there at
-/// the beginning has 0.
+impl fmt::Display for Broken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "BROKEN: {}\n{}", self.invariant, self.details)
+    }
+}
+
+/// A write to one member: how many operations had begun with it, and the value or `None` for a delete. What was there
+/// at the beginning has 0.
 type Write = (usize, Option<Bytes>);
 
 /// Everything that is written to a store from a known beginning.
@@ -165,7 +171,8 @@ impl History {
     /// What the store holds after this many operations.
     pub(super) fn after(&self, operations: usize) -> Members {
         let last = |(key, writes): (&String, &Vec<Write>)| {
-            let value = writes.iter().rev().find(|(begun, _)| *begun <= operations).and_then(|(_, value)| value.clone());
+            let value =
+                writes.iter().rev().find(|(begun, _)| *begun <= operations).and_then(|(_, value)| value.clone());
             value.map(|value| (key.clone(), value))
         };
         self.writes.iter().filter_map(last).collect()
@@ -444,7 +451,10 @@ mod tests {
         assert_eq!(broken(&history, 4, 4, &[("a/1", "2:a/1:"), kept]), "what was deleted does not come back");
         assert_eq!(broken(&history, 4, 4, &[kept]), "");
         assert_eq!(broken(&history, 4, 4, &[]), "what is not written to is not touched");
-        assert_eq!(broken(&history, 3, 0, &[("a/1", "0:a/"), kept]), "a member holds a value that was written to it, whole");
+        assert_eq!(
+            broken(&history, 3, 0, &[("a/1", "0:a/"), kept]),
+            "a member holds a value that was written to it, whole"
+        );
         assert_eq!(broken(&history, 3, 0, &[("a/2", "?"), kept]), "nothing comes from nowhere");
         assert_eq!((history.numbers(0), history.numbers(2), history.numbers(4)), (0, 2, 4));
     }

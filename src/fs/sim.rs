@@ -20,7 +20,8 @@ pub(crate) type Bytes = Arc<Vec<u8>>;
 /// The directory that everything else is in. It is always durable.
 pub(crate) const ROOT: Inode = 0;
 
-/// What is on a disk: every path, from the root and without a leading slash, with a file's bytes or `None` for a directory.
+/// What is on a disk: every path, from the root and without a leading slash, with a file's bytes or `None` for a
+/// directory.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Image(pub(crate) BTreeMap<String, Option<Bytes>>);
 
@@ -105,17 +106,48 @@ impl Hash128 {
 /// Something that was done. Names and inodes are as they were at that moment.
 #[derive(Debug, Clone)]
 pub(crate) enum Op {
-    Create { dir: Inode, name: Name, inode: Inode },
-    MakeDir { dir: Inode, name: Name, inode: Inode },
-    Write { inode: Inode, offset: u64, bytes: Bytes },
-    Rename { from: Inode, from_name: Name, to: Inode, to_name: Name, inode: Inode, is_dir: bool },
-    Unlink { dir: Inode, name: Name },
-    RemoveDir { dir: Inode, name: Name },
-    SyncData { inode: Inode },
-    SyncDir { dir: Inode },
+    Create {
+        dir: Inode,
+        name: Name,
+        inode: Inode,
+    },
+    MakeDir {
+        dir: Inode,
+        name: Name,
+        inode: Inode,
+    },
+    Write {
+        inode: Inode,
+        offset: u64,
+        bytes: Bytes,
+    },
+    Rename {
+        from: Inode,
+        from_name: Name,
+        to: Inode,
+        to_name: Name,
+        inode: Inode,
+        is_dir: bool,
+    },
+    Unlink {
+        dir: Inode,
+        name: Name,
+    },
+    RemoveDir {
+        dir: Inode,
+        name: Name,
+    },
+    SyncData {
+        inode: Inode,
+    },
+    SyncDir {
+        dir: Inode,
+    },
     SyncFs,
     /// What was written to the file may be lost from now on, and no later sync of it says so.
-    SyncDataFailed { inode: Inode },
+    SyncDataFailed {
+        inode: Inode,
+    },
     /// The same, of every file.
     SyncFsFailed,
     /// A barrier of the class that does nothing.
@@ -749,6 +781,9 @@ impl Fs for Sim {
     }
 
     fn sync_fs(&self, _dir: &Dir) -> io::Result<()> {
+        if !self.sync_fs {
+            return fails(io::ErrorKind::Unsupported);
+        }
         let mut world = match self.call(Call::Sync) {
             Ok(world) => world,
             Err(error) => {

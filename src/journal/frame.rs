@@ -138,6 +138,11 @@ pub(crate) struct Content {
 }
 
 impl Frame<'_> {
+    /// The bytes of the frame.
+    pub(crate) fn size(&self) -> u64 {
+        room(self.body.len()) as u64
+    }
+
     pub(crate) fn to_content(self) -> Content {
         Content { kind: self.kind, body: self.body.into() }
     }
@@ -149,6 +154,11 @@ impl Content {
         let mut body = Vec::new();
         encode_transaction(&mut body, changes);
         Content { kind: TRANSACTION, body: body.into() }
+    }
+
+    /// The bytes of the frame.
+    pub(crate) fn size(&self) -> u64 {
+        room(self.body.len()) as u64
     }
 
     pub(crate) fn frame(&self) -> Frame<'_> {

@@ -115,7 +115,15 @@ pub(crate) struct Extent {
 impl Journal {
     /// Goes on after segment `last`, which is durable up to `last_end`; 0 for none.
     pub(crate) fn new(fs: Arc<dyn Fs>, dir: Arc<Dir>, last: u64, last_end: u64) -> Journal {
-        Journal { fs, dir, next_number: last + 1, last: (last, last_end), active: None, sealed: Vec::new(), buffer: Vec::new() }
+        Journal {
+            fs,
+            dir,
+            next_number: last + 1,
+            last: (last, last_end),
+            active: None,
+            sealed: Vec::new(),
+            buffer: Vec::new(),
+        }
     }
 
     /// Appends a frame for each of the transactions, and one for each of the changes, and hands them to the system.
@@ -124,7 +132,12 @@ impl Journal {
     /// # Errors
     ///
     /// Nothing of it counts then.
-    pub(crate) fn append(&mut self, transactions: &[&[Change<'_>]], changes: &[Change<'_>], counter: u64) -> Result<()> {
+    pub(crate) fn append(
+        &mut self,
+        transactions: &[&[Change<'_>]],
+        changes: &[Change<'_>],
+        counter: u64,
+    ) -> Result<()> {
         let singles = changes.iter().map(std::slice::from_ref);
         let all = transactions.iter().copied().chain(singles);
         self.append_with(counter, |buffer, mut place, synced| {
@@ -137,11 +150,7 @@ impl Journal {
     }
 
     /// Appends frames of another segment.
-    pub(crate) fn append_copies<'a>(
-        &mut self,
-        frames: impl Iterator<Item = Frame<'a>>,
-        counter: u64,
-    ) -> Result<()> {
+    pub(crate) fn append_copies<'a>(&mut self, frames: impl Iterator<Item = Frame<'a>>, counter: u64) -> Result<()> {
         self.append_with(counter, |buffer, mut place, synced| {
             for found in frames {
                 let before = buffer.len();

@@ -37,6 +37,12 @@ pub(crate) fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     }
 }
 
+/// Waits until everything that is written is in the members' files, and durable there.
+pub(crate) fn until_at_rest(store: &larder::Store) {
+    store.flush().unwrap();
+    until("the files have followed", || store.stats().journal_bytes == 0);
+}
+
 /// Tells something even when the test passes: what is printed with a macro is shown only when it fails.
 pub(crate) fn tell(line: &str) {
     std::io::stderr().write_all(format!("{line}\n").as_bytes()).unwrap();
@@ -138,6 +144,37 @@ pub(crate) fn member_files(store: &Path) -> Vec<PathBuf> {
     dirs.flat_map(|dir| names(&dir).into_iter().map(move |name| dir.join(name))).collect()
 }
 
+/// The segments of a store's journal.
+pub(crate) fn segments(store: &Path) -> Vec<PathBuf> {
+    let journal = store.join(".larder/journal");
+    names(&journal).into_iter().map(|name| journal.join(name)).collect()
+}
+
+/// What a killed process would leave of a store that is open: everything that was handed to the system. The journal is
+/// copied first, so that what moves on to the files meanwhile is in one of them or in both.
+pub(crate) fn as_after_a_crash(store: &Path, copy: &Path) {
+    fs::create_dir_all(copy.join(".larder")).unwrap();
+    copy_dir(&store.join(".larder/journal"), &copy.join(".larder/journal"));
+    copy_dir(store, copy);
+}
+
+fn copy_dir(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for name in names(from) {
+        let (from, to) = (from.join(&name), to.join(&name));
+        // What has gone since it was listed has moved on.
+        let Ok(metadata) = fs::symlink_metadata(&from) else { continue };
+        if metadata.is_dir() {
+            copy_dir(&from, &to);
+        } else if !to.exists() {
+            match fs::copy(&from, &to) {
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                copied => _ = copied.unwrap(),
+            }
+        }
+    }
+}
+
 /// Everything below a directory by its path: a file with its bytes, anything else with its kind.
 pub(crate) fn tree(dir: &Path) -> BTreeMap<PathBuf, String> {
     let mut found = BTreeMap::new();
@@ -156,6 +193,13 @@ pub(crate) fn tree(dir: &Path) -> BTreeMap<PathBuf, String> {
         }
     }
     found
+}
+
+/// Of what a store that is closed holds, nothing is in the journal.
+#[track_caller]
+pub(crate) fn assert_only_files(store: &Path) {
+    let left = segments(store);
+    assert!(left.is_empty(), "the journal is not empty: {left:?}");
 }
 
 /// Nothing is left over, and nothing was put aside.

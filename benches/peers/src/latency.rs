@@ -75,7 +75,8 @@ pub(crate) fn run(config: &Config) -> Result<()> {
     );
     println!(
         "\nThe goal: a p99 of the light load below the interval and three times the p99 of the floor. What is looked at \
-         is seen late, by up to the time between two looks."
+         is seen late, by up to the time between two looks. What `oldest_dirty` says is worth as much as the two rows of \
+         the burst agree."
     );
     Ok(())
 }

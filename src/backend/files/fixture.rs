@@ -48,10 +48,12 @@ fn write_crashed(path: &Path) {
         value,
     };
     let counter = 20;
-    let transaction = [put("first", 22, b"of two"), Change::Delete { collection: "artist", member: "AC/DC", version: 23 }];
+    let transaction =
+        [put("first", 22, b"of two"), Change::Delete { collection: "artist", member: "AC/DC", version: 23 }];
     journal.append(&[&transaction], &[Change::Clear { collection: "album", version: 21 }], counter).unwrap();
     journal.sync().unwrap();
-    let deadline = Change::Deadline { collection: "song", member: "first", version: 25, deadline: Some(4_102_444_800_000) };
+    let deadline =
+        Change::Deadline { collection: "song", member: "first", version: 25, deadline: Some(4_102_444_800_000) };
     journal.append(&[], &[put("second", 24, b"durable"), deadline], 24).unwrap();
     journal.sync().unwrap();
     journal.seal();

@@ -330,3 +330,37 @@ impl Folder {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::fs::sim::{Image, Op, Sim};
+
+    const HOME: &str = "/larder-simulated/store";
+
+    /// The directories that are synced, by name, when `batch` is applied by a process that has not done anything else.
+    fn synced(sim: &Sim, batch: &[Change<'_>]) -> usize {
+        let place = Arc::new(Place::open(Path::new(HOME), Arc::new(sim.clone())).unwrap());
+        let mut folder = Folder::new(place).unwrap();
+        sim.record();
+        folder.apply(batch).unwrap();
+        folder.sync().unwrap();
+        sim.take_log().iter().filter(|op| matches!(op, Op::SyncDir { .. })).count()
+    }
+
+    /// A process that was killed may have unlinked and removed without syncing: whoever finds nothing there any more
+    /// makes that durable.
+    #[test]
+    fn removals_that_an_earlier_process_has_made_are_made_durable() {
+        let sim = Sim::new(&Image::of_dirs(&["larder-simulated"]), HOME, false);
+        let put =
+            |member| Change::Put { collection: "c", member, version: 1, deadline: None, codec: "raw", value: b"v" };
+        assert_eq!(synced(&sim, &[put("m")]), 2, "the root and the collection");
+        let delete = |collection| Change::Delete { collection, member: "gone", version: 2 };
+        assert_eq!(synced(&sim, &[delete("c")]), 2, "a file that is gone");
+        assert_eq!(synced(&sim, &[delete("gone")]), 1, "a collection that is gone");
+        assert_eq!(synced(&sim, &[Change::Clear { collection: "gone", version: 3 }]), 1, "a collection that is gone");
+    }
+}

@@ -104,9 +104,12 @@ impl Follower {
         Follower { trail: Arc::new(Trail { state, changed: Condvar::new(), background, much }), place, thread: None }
     }
 
-    /// A segment was found when the store was loaded, durable up to `end`.
-    pub(super) fn found(&self, extent: Extent) {
+    /// A segment was found when the store was loaded, and is at rest up to `rested` at least.
+    pub(super) fn found(&self, extent: Extent, rested: u64) {
         let mut state = self.trail.state.lock();
+        if state.parts.is_empty() {
+            state.rested = state.rested.max(rested);
+        }
         state.parts.push_back(Part { number: extent.number, end: extent.end, sealed: true, told: true });
         state.since.get_or_insert_with(Instant::now);
         self.trail.background.set_waiting(state.waiting());
@@ -121,6 +124,13 @@ impl Follower {
 
     pub(super) fn waiting(&self) -> u64 {
         self.trail.state.lock().waiting()
+    }
+
+    /// So many bytes are not durable, and no segment is written.
+    pub(super) fn unsynced(&self, unsynced: u64) {
+        let mut state = self.trail.state.lock();
+        state.unsynced = unsynced;
+        self.trail.background.set_waiting(state.waiting());
     }
 
     /// A segment is durable as far as this, and sealed or not.
@@ -358,11 +368,7 @@ impl Work {
             }
             let hurried = state.hurried;
             let work = state.ready() || state.can_retire();
-            let due = if wait.is_zero() {
-                state.since.map(|since| since + GATHER)
-            } else {
-                Some(from + wait)
-            };
+            let due = if wait.is_zero() { state.since.map(|since| since + GATHER) } else { Some(from + wait) };
             let now = Instant::now();
             let much = wait.is_zero() && state.waiting() >= self.trail.much;
             if work && (hurried || much || due.is_some_and(|due| now >= due) || wait.is_zero() && state.can_retire()) {
@@ -483,9 +489,8 @@ impl<'a> Latest<'a> {
 
     /// What is to be applied, clears first, of what `wanted` says yes to.
     fn batch(self, wanted: impl Fn(u64, &Change<'a>) -> bool) -> Vec<Change<'a>> {
-        let cleared = |collection: &str, version| {
-            self.clears.get(collection).is_some_and(|(_, clear)| clear.version() > version)
-        };
+        let cleared =
+            |collection: &str, version| self.clears.get(collection).is_some_and(|(_, clear)| clear.version() > version);
         // What a clear has taken is removed by name: after a crash its file may not say its version.
         let members = self.members.into_values().map(|(offset, change)| match change {
             Change::Put { collection, member, version, .. } | Change::Deadline { collection, member, version, .. }

@@ -189,11 +189,13 @@ pub(super) fn make_path(fs: &dyn Fs, path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Makes durable what a directory outside the store names. One that cannot be opened is not ours to sync.
+/// Makes durable what a directory outside the store names. One that may not be opened is not ours to sync.
 pub(super) fn sync_path(fs: &dyn Fs, path: Option<&Path>) -> Result<()> {
-    match path.map(|path| fs.open_root(path)) {
-        Some(Ok(dir)) => fs.sync_dir(&dir).map_err(|error| Error::io("sync directory", dir.path(), error)),
-        _ => Ok(()),
+    let Some(path) = path else { return Ok(()) };
+    match fs.open_root(path) {
+        Ok(dir) => fs.sync_dir(&dir).map_err(|error| Error::io("sync directory", path, error)),
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => Ok(()),
+        Err(error) => Err(Error::io("open directory", path, error)),
     }
 }
 

@@ -126,6 +126,7 @@ impl Backend for Files {
         }
         // If it fails the store is open all the same, and it is tried again before anything else is stored.
         _ = open.carry();
+        open.tell_follower();
         // Nor is it one that the files do not follow yet.
         _ = open.follower.start();
         let counter = open.counter;
@@ -205,13 +206,20 @@ impl Opened {
             }
             for gap in &scan.damaged {
                 let part = |at: u64| (at as usize).min(bytes.len());
-                let reason = format!("its bytes {} to {} are damaged, and the changes in them lost", gap.start, gap.end);
+                let reason =
+                    format!("its bytes {} to {} are damaged, and the changes in them lost", gap.start, gap.end);
                 place.put_part_aside(&name, gap.start, &bytes[part(gap.start)..part(gap.end)], &reason, loader)?;
                 aside = true;
             }
             counter = counter.max(known.header.map_or(0, |header| header.counter));
+            let mut rested = 0;
             for (offset, frame) in &scan.frames {
                 let changes = frame.changes().unwrap_or_default();
+                if changes.is_empty() {
+                    // The mark of a close: see `mark_rest`.
+                    rested = offset + frame.size();
+                    tails = Tails::default();
+                }
                 counter = counter.max(changes.iter().map(Change::version).max().unwrap_or(0));
                 loader.recover(&changes)?;
                 if *offset >= scan.durable {
@@ -223,8 +231,8 @@ impl Opened {
                     replaced.extend(changes.iter().filter_map(file_of));
                 }
             }
-            last = Extent { number: known.number, end: scan.durable };
-            follower.found(last);
+            last = Extent { number: known.number, end: scan.durable.max(rested) };
+            follower.found(last, rested);
         }
         let carried = tails.carried(loader);
         loader.recovered();
@@ -314,12 +322,23 @@ impl Opened {
 
     /// How far each segment is durable that has changed, and every segment that there is a file of.
     fn tell_follower(&mut self) {
-        let unsynced = self.journal.unsynced();
+        let carried: u64 = self.carried.iter().map(Content::size).sum();
+        let unsynced = self.journal.unsynced() + carried;
         for extent in self.journal.take_sealed() {
             self.follower.durable(extent, true, unsynced);
         }
         if let Some(extent) = self.journal.active() {
             self.follower.durable(extent, false, unsynced);
+        } else {
+            self.follower.unsynced(unsynced);
+        }
+    }
+
+    /// Says in the segment that stays after a close that all of it has come to rest: by a transaction without changes, in
+    /// bytes that the file mostly has already. Without it the next load would have to bring it to the files again.
+    fn mark_rest(&mut self) {
+        if self.journal.active().is_some() {
+            _ = self.journal.append(&[&[]], &[], self.counter).and_then(|()| self.journal.sync());
         }
     }
 
@@ -337,6 +356,7 @@ impl Opened {
                 // The header of the last segment, and its frames, have it too.
                 Err(Error::Io { source, .. }) if journal::is_full(&source) && !self.follower.is_empty() => {
                     but_the_last = true;
+                    self.mark_rest();
                 }
                 written => {
                     written?;
