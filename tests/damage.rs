@@ -434,7 +434,7 @@ fn what_is_no_regular_file_under_a_member_s_name_is_left_alone_and_not_followed(
         let Health::Failing { problems, .. } = loaded.health() else { panic!("well?") };
         assert!(matches!(&problems[..], [Error::Io { path, .. }] if *path == file), "{problems:?}");
         assert_untouched(&foreign, &store.path);
-        assert!(store.path.join("free").join(member).exists(), "it stops no other");
+        until("it stops no other", || store.path.join("free").join(member).exists());
         loaded.delete(format!("raw/{member}")).unwrap();
         until_at_rest(&loaded);
         assert!(loaded.health().is_well());

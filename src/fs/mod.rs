@@ -124,6 +124,11 @@ pub(crate) trait Fs: Debug + Send + Sync {
     fn sync_fs(&self, dir: &Dir) -> io::Result<()>;
     /// Whether `sync_fs` exists here and tells errors.
     fn has_sync_fs(&self) -> bool;
+    /// How many bytes the file system that `dir` is on has room for; as many as there can be where that is not told.
+    fn room(&self, dir: &Dir) -> io::Result<u64> {
+        let _ = dir;
+        Ok(u64::MAX)
+    }
 }
 
 /// Writes all of `bytes`.

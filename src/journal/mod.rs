@@ -24,6 +24,9 @@ pub(crate) const SEGMENT: u64 = if cfg!(test) { 2 << 10 } else { 8 << 20 };
 /// has already costs the file system less than one that makes it longer.
 const STEP: u64 = if cfg!(test) { 512 } else { 256 << 10 };
 
+/// Zeros are written only if the disk has room for so many steps.
+const AMPLE: u64 = 16;
+
 /// What is appended at once and is larger than this goes to the file's end as it is.
 const SMALL: usize = 64 << 10;
 
@@ -179,7 +182,15 @@ impl Journal {
         let place = Place { segment: active.number, offset: at + buffer.len() as u64 };
         fill(&mut buffer, place, active.synced);
         let path = self.dir.join(&file_name(active.number));
-        let written = active.write(&mut buffer).map_err(|error| (is_full(&error), Error::io("append to", path, error)));
+        let (fs, dir) = (&self.fs, &self.dir);
+        if buffer.len() > SMALL && fs.room(dir).is_ok_and(|room| room < buffer.len() as u64) {
+            // What a write that fails had room for stays taken.
+            return Err(Error::io("append to", path, std::io::ErrorKind::StorageFull.into()));
+        }
+        // On a disk that is nearly full the room is for what is to be stored.
+        let may_grow = || fs.room(dir).is_ok_and(|room| room >= AMPLE * STEP);
+        let written =
+            active.write(&mut buffer, may_grow).map_err(|error| (is_full(&error), Error::io("append to", path, error)));
         // One large value does not keep its room.
         if buffer.capacity() <= 16 << 20 {
             self.buffer = buffer;
@@ -272,11 +283,11 @@ impl Journal {
 }
 
 impl Active {
-    /// Writes at the end, with zeros behind it if that makes the next sync cheaper. `bytes` is not looked at again.
-    fn write(&mut self, bytes: &mut Vec<u8>) -> std::io::Result<()> {
+    /// Writes at the end, with zeros behind it if that makes the next sync cheaper and the disk has room. `bytes` is not looked at again.
+    fn write(&mut self, bytes: &mut Vec<u8>, may_grow: impl FnOnce() -> bool) -> std::io::Result<()> {
         let length = bytes.len();
         let end = self.end + length as u64;
-        if end > self.grown && length <= SMALL {
+        if end > self.grown && length <= SMALL && may_grow() {
             let grown = end.next_multiple_of(STEP);
             bytes.resize(length + (grown - end) as usize, 0);
         }
