@@ -330,6 +330,7 @@ pub(crate) fn run(core: Arc<Core>, backend: Box<dyn Backend>, inbox: Receiver<Ms
         stop: None,
         // What was recovered and could not be made durable is tried again at once.
         retry: link.background.unsettled().then(|| (Instant::now(), Duration::ZERO)),
+        mark: (Instant::now(), 0),
         drained: None,
         stored: 0,
     };
@@ -372,7 +373,9 @@ struct Janitor {
     stop: Option<Sender<Result<()>>>,
     /// After a failure: when to try again, and the wait that led there.
     retry: Option<(Instant, Duration)>,
-    /// When the channel was last found empty.
+    /// A moment, and how much of what was in the channel then is still there.
+    mark: (Instant, usize),
+    /// What is in the channel was sent after this.
     drained: Option<Instant>,
     /// Changes made durable, ever.
     stored: usize,
@@ -532,7 +535,8 @@ impl Janitor {
                     self.take_in(message);
                 }
                 Err(_) => {
-                    self.drained = Some(Instant::now());
+                    self.mark = (Instant::now(), 0);
+                    self.drained = Some(self.mark.0);
                     break;
                 }
             }
@@ -542,6 +546,11 @@ impl Janitor {
     }
 
     fn take_in(&mut self, message: Msg) {
+        self.mark.1 = self.mark.1.saturating_sub(1);
+        if self.mark.1 == 0 {
+            self.drained = Some(self.mark.0);
+            self.mark = (Instant::now(), self.inbox.len());
+        }
         match message {
             Msg::Key { collection, member } => {
                 self.link.in_hand.fetch_add(1, Ordering::Relaxed);

@@ -27,19 +27,21 @@
 //! # What happens to a write
 //!
 //! A put changes the map, marks the member dirty, and returns. A janitor thread picks the key up within a millisecond or
-//! so, encodes the value, and gives it to the [`backend`], which by default writes one file per member. A member that is
-//! written again before the janitor comes to it is stored once, as it is by then.
+//! so, encodes the value, and appends it to a journal; a member that is written again before the janitor comes to it is
+//! stored once, as it is by then. The journal is synced, once for however many members there are: that is when a write is
+//! durable. From there the changes come to rest in one file per member, in the background, in about a second.
 //!
 //! [`Store::flush`] returns when everything written before it is durable. [`Durability`] says how soon that happens by
 //! itself, and what a crash can take:
 //!
 //! | [`Options::durability`] | a crash of the process takes | a power cut takes |
 //! | --- | --- | --- |
-//! | [`Buffered`](Durability::Buffered) | what the janitor has not come to: the last millisecond, and what waits behind the batch being written | the same, and renames and deletes since the last flush, or up to 5 s and one sync |
-//! | [`Interval(d)`](Durability::Interval), the default with 100 ms | the same | the same, and renames and deletes of the last `d` and one sync |
+//! | [`Buffered`](Durability::Buffered) | what the janitor has not picked up: about a millisecond | what is not synced: at most 5 s and one sync |
+//! | [`Interval(d)`](Durability::Interval), the default with 100 ms | the same | at most `d` and one sync, while the janitor keeps up |
 //! | [`Immediate`](Durability::Immediate) | nothing that returned | nothing that returned |
 //!
-//! No mode can damage a value that was already safe. [`Options::max_unsaved`] bounds what waits.
+//! No mode can damage a value that was already safe. [`Options::max_unsaved`] bounds what is not durable,
+//! [`Options::max_journal`] what is durable and not in files yet. [`Store::close`] waits until all of it is in files.
 //!
 //! # Consistency
 //!
