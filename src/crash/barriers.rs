@@ -9,6 +9,11 @@ use crate::fs::sim::{Barrier, Without};
 
 /// Barriers without which no crash shows anything, and why.
 const REDUNDANT: &[(&str, &str)] = &[
+    ("sync_dir of .larder/journal, after no change", "it is for what a process that was killed had changed"),
+    (
+        "sync_dir of a collection's directory, after no change",
+        "it is for what a process that was killed had changed: see `folder`'s tests",
+    ),
     (
         "sync_dir of .larder, after mkdir journal",
         "the one after the format follows before anything is stored, and makes the same names durable",

@@ -194,7 +194,7 @@ impl Opened {
         let mut replaced = HashSet::new();
         let mut last = Extent { number: 0, end: 0 };
         let mut aside = !damaged.is_empty();
-        for known in segments(&place, loader)? {
+        for known in segments(&place)? {
             let bytes = journal::read(&*place.fs, &place.journal, known.number, 0, u64::MAX)?;
             let (start, frames) = bytes.split_at(bytes.len().min(segment::HEADER));
             let scan = segment::scan(frames, known.number, segment::HEADER as u64, known.durable);
@@ -231,8 +231,9 @@ impl Opened {
                     replaced.extend(changes.iter().filter_map(file_of));
                 }
             }
-            last = Extent { number: known.number, end: scan.durable.max(rested) };
-            follower.found(last, rested);
+            // The mark of a close may be lost to a crash; what the next segment says of this one must not be.
+            last = Extent { number: known.number, end: scan.durable };
+            follower.found(Extent { end: scan.durable.max(rested), ..last }, rested);
         }
         let carried = tails.carried(loader);
         loader.recovered();
@@ -406,20 +407,12 @@ impl Tails {
     }
 }
 
-/// The segments that are there, in order. One that the medium does not give any more is put aside.
-fn segments(place: &Place, loader: &Loader<'_>) -> Result<Vec<Known>> {
+/// The segments that are there, in order. One that cannot be read makes the load fail, and stays: it holds too much to be
+/// put aside for an error that may pass.
+fn segments(place: &Place) -> Result<Vec<Known>> {
     let mut found: Vec<Known> = Vec::new();
     for number in journal::list(&*place.fs, &place.journal)? {
-        let start = match journal::read(&*place.fs, &place.journal, number, 0, segment::HEADER as u64) {
-            Ok(start) => start,
-            Err(Error::Io { source, .. }) if load::is_bad_medium(&source) => {
-                let reason = format!("it cannot be read: {source}");
-                let name = journal::file_name(number);
-                place.put_aside(&place.journal, meta::JOURNAL_DIR, &name, &reason, number as usize, loader)?;
-                continue;
-            }
-            Err(error) => return Err(error),
-        };
+        let start = journal::read(&*place.fs, &place.journal, number, 0, segment::HEADER as u64)?;
         let header = segment::Header::decode(&start, number);
         if let (Some(header), Some(last)) = (header, found.last_mut())
             && header.previous == last.number
