@@ -507,7 +507,7 @@ impl Core {
         engine.registry.all().iter().for_each(|shelves| shelves.barrier());
         let mut seen = Seen::default();
         let flushed = if engine.persists() { self.end_janitor(engine, &mut seen) } else { Ok(0) };
-        if flushed.is_ok() {
+        if flushed.is_ok() || seen.left {
             closing.done = true;
             self.life.store(life::CLOSED, Ordering::Release);
         }
@@ -528,6 +528,12 @@ impl Core {
             match self.wait_for_answer(engine, &answer, |engine| self.show_closing(engine, seen)) {
                 Some(answer) => break answer?,
                 None if decision.keep_open() => return Err(self.stalled(engine, "close")),
+                // All is durable and at rest; only the end itself hangs.
+                None if decision.leave() => {
+                    seen.left = true;
+                    drop(self.janitor.lock().take());
+                    return Err(self.stalled(engine, "close"));
+                }
                 None => {}
             }
         };
@@ -590,6 +596,8 @@ impl Core {
 struct Seen {
     /// The most that was left at any time.
     total: u64,
+    /// The store is left to the janitor: it is closed as soon as the janitor can.
+    left: bool,
     /// What the caller's callback panicked with.
     panic: Option<Box<dyn Any + Send>>,
 }

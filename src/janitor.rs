@@ -96,16 +96,31 @@ pub(crate) struct Closing {
 pub(crate) struct Decision(AtomicU8);
 
 impl Decision {
+    const NONE: u8 = 0;
+    /// The janitor is ending the store.
     const END: u8 = 1;
+    /// The caller has stopped waiting, and the store lives on.
     const KEEP: u8 = 2;
+    /// The caller has stopped waiting for an end that the janitor had begun. It is one, however it goes.
+    const LEAVE: u8 = 3;
 
-    fn make(&self, what: u8) -> bool {
-        self.0.compare_exchange(0, what, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    fn change(&self, from: u8, to: u8) -> bool {
+        self.0.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 
-    /// The caller stops waiting. False when it is too late for that.
+    /// The caller stops waiting, and goes on with the store. False when it is too late for that.
     pub(crate) fn keep_open(&self) -> bool {
-        self.make(Self::KEEP)
+        self.change(Self::NONE, Self::KEEP)
+    }
+
+    /// The caller stops waiting, and leaves the store to the janitor. False when an answer is on its way.
+    pub(crate) fn leave(&self) -> bool {
+        self.change(Self::END, Self::LEAVE)
+    }
+
+    /// The janitor's end has failed: true if the caller hears of it, and false if the end it is.
+    fn fail(&self) -> bool {
+        self.change(Self::END, Self::NONE) || self.0.load(Ordering::Acquire) != Self::LEAVE
     }
 }
 
@@ -994,8 +1009,8 @@ impl Janitor {
 
     /// Closes the backend if everything is stored, and answers. True when this is the end.
     fn end(&mut self, outcome: Result<()>, flushed: usize, closing: &Closing) -> bool {
-        let ready = outcome.and_then(|()| self.all_encode());
-        if ready.is_ok() && !closing.decision.make(Decision::END) {
+        let ready = outcome.and_then(|()| self.all_encode()).and_then(|()| self.backend.settle());
+        if ready.is_ok() && !closing.decision.change(Decision::NONE, Decision::END) {
             // Given up: the store lives on, and somebody may be writing to it already.
             return false;
         }
@@ -1003,7 +1018,7 @@ impl Janitor {
             let counter = self.engine().version();
             self.backend.close(counter)
         });
-        let ended = closed.is_ok();
+        let ended = closed.is_ok() || !closing.decision.fail();
         if ended {
             // The directory's lock goes with it, before anybody hears that the store is closed.
             self.backend = Box::new(crate::backend::Memory);

@@ -454,37 +454,6 @@ fn a_member_that_the_files_do_not_take_is_durable_all_the_same_and_told_until_it
 }
 
 #[test]
-fn what_a_crash_left_and_cannot_be_made_durable_again_yet_is_served_and_told() {
-    let (dir, path) = temporary();
-    let store = Store::open(&path).unwrap();
-    store.put("c/m", "v").unwrap();
-    store.flush().unwrap();
-    let crashed = dir.path().canonicalize().unwrap().join("crashed");
-    as_after_a_crash(&path, &crashed);
-    let in_the_way = crashed.join(".larder/journal/000000000002");
-    std::fs::create_dir(&in_the_way).unwrap();
-    let store = Store::open(&crashed).unwrap();
-    assert_eq!(store.get("c/m").unwrap().unwrap(), "v");
-    assert!(store.stats().journal_bytes > 0 || crashed.join("c/m").exists(), "it is in no file");
-    for failed in [store.flush().err(), store.close().err()] {
-        assert!(matches!(&failed, Some(Error::Io { path, .. }) if *path == in_the_way), "{failed:?}");
-    }
-    assert!(!store.health().is_well());
-    // Nor does another crash lose it.
-    let again = dir.path().join("again");
-    as_after_a_crash(&crashed, &again);
-    std::fs::remove_dir(again.join(".larder/journal/000000000002")).unwrap();
-    assert_eq!(Store::open(&again).unwrap().get("c/m").unwrap().unwrap(), "v");
-
-    std::fs::remove_dir(&in_the_way).unwrap();
-    until("all is stored", || {
-        store.health().is_well() && store.stats().journal_bytes == 0 && crashed.join("c/m").exists()
-    });
-    store.close().unwrap();
-    assert_only_files(&crashed);
-}
-
-#[test]
 fn a_journal_at_its_bound_makes_writes_wait_in_ram_and_then_refuses_them_until_the_files_follow() {
     const KIB: usize = 1024;
     let (_dir, path) = temporary();

@@ -170,6 +170,17 @@ pub trait Backend: Send {
     /// When it may not be. Everything applied since the last success is offered again.
     fn sync(&mut self) -> Result<()>;
 
+    /// Does what has to be done before an end and can take long; [`close`](Self::close) follows, and should be quick. Whoever
+    /// waits for the end may give up meanwhile: the store goes on then as if nobody had asked. The provided one does
+    /// nothing.
+    ///
+    /// # Errors
+    ///
+    /// When the end cannot come now. The store stays open.
+    fn settle(&mut self) -> Result<()> {
+        Ok(())
+    }
+
     /// Ends: everything is applied and synced. `counter` is to be returned by the next `load`.
     ///
     /// # Errors

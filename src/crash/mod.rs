@@ -102,7 +102,7 @@ fn wanted() -> usize {
 fn after_a_crash_anywhere_the_store_holds_what_was_promised() {
     let started = Instant::now();
     let wanted = wanted();
-    let search = Search::new(if wanted <= 100_000 { 12 } else { 12 * wanted.div_ceil(100_000).min(64) });
+    let search = Search::new(if wanted <= 100_000 { 5 } else { 12 * wanted.div_ceil(100_000).min(64) });
     search_all(&search, &jobs(3, 100), None);
     println!("so far {}, in {:?}", search.counts(), started.elapsed());
     let starts = [Start::empty(), Start::filled()];

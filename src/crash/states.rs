@@ -123,6 +123,8 @@ struct Write {
     durable: bool,
     /// A sync of it failed: no later one makes it durable.
     lost_track: bool,
+    /// It writes nothing: the file ends at its offset.
+    cuts: bool,
 }
 
 /// A file's bytes: what is durable, and the writes from the first one on that is not.
@@ -150,6 +152,9 @@ impl Write {
     fn fates(&self, length_before: usize) -> Vec<Fate> {
         let length = self.bytes.len();
         let mut fates = vec![Fate::Kept, Fate::Dropped];
+        if self.cuts {
+            return fates;
+        }
         let grows = self.end() > length_before;
         if grows {
             fates.push(Fate::Zeroed);
@@ -175,7 +180,7 @@ impl Write {
     /// Any fate.
     fn random_fate(&self, length_before: usize, rng: &mut Rng) -> Fate {
         let length = self.bytes.len();
-        if rng.below(2) == 0 {
+        if self.cuts || rng.below(2) == 0 {
             return *rng.pick(&self.fates(length_before));
         }
         let sectors: Vec<usize> = self.sectors().collect();
@@ -188,6 +193,12 @@ impl Write {
     }
 
     fn apply(&self, fate: Fate, durable_length: usize, content: &mut Vec<u8>) {
+        if self.cuts {
+            if fate == Fate::Kept {
+                content.truncate(self.offset);
+            }
+            return;
+        }
         let length = self.bytes.len();
         // The bytes that are written, and up to where there are zeros around them.
         let (written, size) = match fate {
@@ -298,7 +309,13 @@ impl Disk {
             }
             Op::Write { inode, offset, bytes } => {
                 let (offset, bytes) = (*offset as usize, bytes.clone());
-                let write = Write { at, offset, bytes, durable: false, lost_track: false };
+                let write = Write { at, offset, bytes, durable: false, lost_track: false, cuts: false };
+                self.contents.entry(*inode).or_default().writes.push(write);
+                return true;
+            }
+            Op::Cut { inode, length } => {
+                let (offset, bytes) = (*length as usize, Bytes::default());
+                let write = Write { at, offset, bytes, durable: false, lost_track: false, cuts: true };
                 self.contents.entry(*inode).or_default().writes.push(write);
                 return true;
             }
@@ -549,7 +566,7 @@ impl Disk {
             let is_last = last == Some(write.at);
             let fate = match choice {
                 Choice::All(Fate::Dropped) if is_last => Fate::Kept,
-                Choice::All(Fate::Zeroed) if write.end() <= length => Fate::Kept,
+                Choice::All(Fate::Zeroed) if write.cuts || write.end() <= length => Fate::Kept,
                 Choice::All(fate) => fate,
                 Choice::But(_, odd, fate) if odd == index => *write.fates(length).get(fate)?,
                 Choice::But(fate, ..) => fate,

@@ -89,6 +89,7 @@ impl Paths {
             Op::Write { inode, offset, bytes } => {
                 write!(text, "write {} at {offset}: {}", self.0[inode], Shown(bytes))
             }
+            Op::Cut { inode, length } => write!(text, "cut {} at {length}", self.0[inode]),
             Op::Rename { from, from_name, to, to_name, inode, .. } => {
                 let (from, to) = (self.of(*from, from_name), self.of(*to, to_name));
                 let (from, to) = (from.trim_start_matches('/').to_owned(), to.trim_start_matches('/').to_owned());

@@ -5,6 +5,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use crate::sync::{Condvar, Mutex};
+
 use super::{Dir, Entry, File, Fs, Kind, LockFile, Native};
 
 #[derive(Debug, Clone, Copy)]
@@ -16,16 +18,52 @@ pub(crate) struct Fault {
     pub(crate) kind: io::ErrorKind,
 }
 
+/// What becomes of a thread that renames a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Trap {
+    Panic,
+    Hang,
+}
+
 #[derive(Debug)]
 pub(crate) struct Faulty {
     fault: Fault,
     done: Arc<AtomicUsize>,
     lifted: Arc<AtomicBool>,
+    /// The thread that is trapped, by name.
+    trap: Mutex<Option<(&'static str, Trap)>>,
+    sprung: Condvar,
 }
 
 impl Faulty {
     pub(crate) fn new(fault: Fault) -> Arc<Faulty> {
-        Arc::new(Faulty { fault, done: Arc::default(), lifted: Arc::default() })
+        Arc::new(Faulty::sharing(fault, Arc::default(), Arc::default()))
+    }
+
+    /// One that nothing fails on.
+    pub(crate) fn sound() -> Arc<Faulty> {
+        Faulty::new(Fault { at: usize::MAX, sticky: false, kind: io::ErrorKind::Other })
+    }
+
+    fn sharing(fault: Fault, done: Arc<AtomicUsize>, lifted: Arc<AtomicBool>) -> Faulty {
+        Faulty { fault, done, lifted, trap: Mutex::new(None), sprung: Condvar::new() }
+    }
+
+    /// The next rename on the thread of that name does not return as it should.
+    pub(crate) fn set_trap(&self, trap: Option<(&'static str, Trap)>) {
+        *self.trap.lock() = trap;
+        self.sprung.notify_all();
+    }
+
+    fn meet_trap(&self) {
+        let mut trap = self.trap.lock();
+        while let Some((name, what)) = *trap {
+            if std::thread::current().name() != Some(name) {
+                return;
+            }
+            assert_ne!(what, Trap::Panic, "a trap");
+            self.sprung.wait(&mut trap);
+        }
     }
 
     pub(crate) fn lift(&self) {
@@ -44,7 +82,7 @@ impl Faulty {
     }
 
     fn wrap(&self, file: Box<dyn File>) -> Box<dyn File> {
-        let fs = Faulty { fault: self.fault, done: self.done.clone(), lifted: self.lifted.clone() };
+        let fs = Faulty::sharing(self.fault, self.done.clone(), self.lifted.clone());
         Box::new(FaultyFile { fs, file })
     }
 }
@@ -85,6 +123,11 @@ impl File for FaultyFile {
     fn sync_data(&mut self) -> io::Result<()> {
         self.fs.operation()?;
         self.file.sync_data()
+    }
+
+    fn set_len(&mut self, length: u64) -> io::Result<()> {
+        self.fs.operation()?;
+        self.file.set_len(length)
     }
 }
 
@@ -146,6 +189,7 @@ impl Fs for Faulty {
 
     fn rename(&self, from: &Dir, from_name: &str, to: &Dir, to_name: &str) -> io::Result<()> {
         self.operation()?;
+        self.meet_trap();
         Native.rename(from, from_name, to, to_name)
     }
 
@@ -166,5 +210,10 @@ impl Fs for Faulty {
 
     fn has_sync_fs(&self) -> bool {
         Native.has_sync_fs()
+    }
+
+    fn room(&self, dir: &Dir) -> io::Result<Option<u64>> {
+        self.operation()?;
+        Native.room(dir)
     }
 }

@@ -84,6 +84,9 @@ pub(crate) trait File: Send {
 
     /// Makes what was written durable. After an error, never again on the same file.
     fn sync_data(&mut self) -> io::Result<()>;
+
+    /// Cuts the file off at `length`, and gives back what it took beyond.
+    fn set_len(&mut self, length: u64) -> io::Result<()>;
 }
 
 /// A file that is there to be locked. Its content is a note for people.
@@ -124,10 +127,10 @@ pub(crate) trait Fs: Debug + Send + Sync {
     fn sync_fs(&self, dir: &Dir) -> io::Result<()>;
     /// Whether `sync_fs` exists here and tells errors.
     fn has_sync_fs(&self) -> bool;
-    /// How many bytes the file system that `dir` is on has room for; as many as there can be where that is not told.
-    fn room(&self, dir: &Dir) -> io::Result<u64> {
+    /// How many bytes the file system that `dir` is on has room for, where that is told.
+    fn room(&self, dir: &Dir) -> io::Result<Option<u64>> {
         let _ = dir;
-        Ok(u64::MAX)
+        Ok(None)
     }
 }
 
@@ -231,6 +234,10 @@ impl File for std::fs::File {
 
     fn sync_data(&mut self) -> io::Result<()> {
         std::fs::File::sync_data(self)
+    }
+
+    fn set_len(&mut self, length: u64) -> io::Result<()> {
+        std::fs::File::set_len(self, length)
     }
 }
 

@@ -121,6 +121,10 @@ pub(crate) enum Op {
         offset: u64,
         bytes: Bytes,
     },
+    Cut {
+        inode: Inode,
+        length: u64,
+    },
     Rename {
         from: Inode,
         from_name: Name,
@@ -392,6 +396,13 @@ impl World {
         }
     }
 
+    fn cut(&mut self, inode: Inode, length: u64) {
+        let Content::File(content) = &mut self.nodes[inode].content else { return };
+        Arc::make_mut(content).truncate(length as usize);
+        self.nodes[inode].unsynced = true;
+        self.note(Op::Cut { inode, length });
+    }
+
     fn read(&self, inode: Inode, offset: usize, buffer: &mut [u8]) -> usize {
         let Content::File(content) = &self.nodes[inode].content else { return 0 };
         let rest = content.get(offset..).unwrap_or_default();
@@ -595,6 +606,12 @@ impl File for SimFile {
         let barrier = Barrier { call: "sync_data", place: format!("{place}/{file}"), after: String::new() };
         world.nodes[inode].unsynced = false;
         world.barrier(barrier, Op::SyncData { inode });
+        Ok(())
+    }
+
+    fn set_len(&mut self, length: u64) -> io::Result<()> {
+        self.check(false)?;
+        self.sim.call(Call::Change)?.cut(self.inode, length);
         Ok(())
     }
 }
@@ -806,6 +823,10 @@ impl Fs for Sim {
 
     fn has_sync_fs(&self) -> bool {
         self.sync_fs
+    }
+
+    fn room(&self, _dir: &Dir) -> io::Result<Option<u64>> {
+        Ok(Some(u64::MAX))
     }
 }
 

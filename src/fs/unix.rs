@@ -128,9 +128,9 @@ impl Fs for Native {
         Err(io::ErrorKind::Unsupported.into())
     }
 
-    fn room(&self, dir: &Dir) -> io::Result<u64> {
+    fn room(&self, dir: &Dir) -> io::Result<Option<u64>> {
         let found = rustix::fs::fstatvfs(dir.fd()?)?;
-        Ok(found.f_bavail.saturating_mul(found.f_frsize))
+        Ok(Some(found.f_bavail.saturating_mul(found.f_frsize)))
     }
 
     /// Linux tells errors of `syncfs` since 5.8 (sync(2), "Errors").

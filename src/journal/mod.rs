@@ -8,6 +8,7 @@ pub(crate) mod frame;
 pub(crate) mod segment;
 
 use std::fmt;
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
 use crate::backend::Change;
@@ -30,15 +31,25 @@ const AMPLE: u64 = 16;
 /// What is appended at once and is larger than this goes to the file's end as it is.
 const SMALL: usize = 64 << 10;
 
-/// The name of a segment's file.
+/// The name of a segment's file: how many were begun before it, and something that nobody can know in advance.
 pub(crate) fn file_name(number: u64) -> String {
-    format!("{number:012}")
+    format!("{:010}-{:08x}", number >> 32, number as u32)
 }
 
 /// The number of the segment in a file of that name.
 pub(crate) fn number_of(name: &str) -> Option<u64> {
-    let number = name.parse().ok().filter(|&number| number > 0)?;
-    (file_name(number) == name).then_some(number)
+    let (ordinal, salt) = name.split_once('-')?;
+    let (ordinal, salt): (u32, u32) = (ordinal.parse().ok()?, u32::from_str_radix(salt, 16).ok()?);
+    let number = u64::from(ordinal) << 32 | u64::from(salt);
+    (ordinal > 0 && file_name(number) == name).then_some(number)
+}
+
+/// The number of the segment after `last`. Its checksums cover it, and half of it is random: so no value can hold bytes
+/// that are taken for a frame where the disk has damaged the real ones.
+fn number_after(last: u64) -> u64 {
+    let ordinal = (last >> 32) + 1;
+    let salt = if cfg!(test) { ordinal as u32 ^ 0x5a17_0000 } else { RandomState::new().hash_one(ordinal) as u32 };
+    ordinal << 32 | u64::from(salt)
 }
 
 /// The numbers of the segments in a directory, in order.
@@ -77,7 +88,7 @@ pub(crate) struct Journal {
     fs: Arc<dyn Fs>,
     dir: Arc<Dir>,
     next_number: u64,
-    /// The number of the last segment, and how far it is durable.
+    /// The last segment, and how far it is durable.
     last: (u64, u64),
     active: Option<Active>,
     /// Closed since somebody last asked.
@@ -121,7 +132,7 @@ impl Journal {
         Journal {
             fs,
             dir,
-            next_number: last + 1,
+            next_number: number_after(last),
             last: (last, last_end),
             active: None,
             sealed: Vec::new(),
@@ -183,12 +194,8 @@ impl Journal {
         fill(&mut buffer, place, active.synced);
         let path = self.dir.join(&file_name(active.number));
         let (fs, dir) = (&self.fs, &self.dir);
-        if buffer.len() > SMALL && fs.room(dir).is_ok_and(|room| room < buffer.len() as u64) {
-            // What a write that fails had room for stays taken.
-            return Err(Error::io("append to", path, std::io::ErrorKind::StorageFull.into()));
-        }
         // On a disk that is nearly full the room is for what is to be stored.
-        let may_grow = || fs.room(dir).is_ok_and(|room| room >= AMPLE * STEP);
+        let may_grow = || fs.room(dir).is_ok_and(|room| room.is_some_and(|room| room >= AMPLE * STEP));
         let written =
             active.write(&mut buffer, may_grow).map_err(|error| (is_full(&error), Error::io("append to", path, error)));
         // One large value does not keep its room.
@@ -197,8 +204,13 @@ impl Journal {
         }
         match written {
             Ok(()) => Ok(()),
-            // What was written stands where nothing counts, and the next append writes over it.
-            Err((true, error)) => Err(error),
+            // What was written stands where nothing counts, and its room may be needed for what would make more.
+            Err((true, error)) => {
+                if active.file.set_len(active.end).is_ok() {
+                    active.grown = active.end;
+                }
+                Err(error)
+            }
             // A disk that fails in another way may have lost more than this.
             Err((false, error)) => {
                 active.failed = Some(error.clone());
@@ -215,7 +227,7 @@ impl Journal {
         let name = file_name(number);
         let file = self.fs.create(&self.dir, &name);
         let file = file.map_err(|error| Error::io("create", self.dir.join(&name), error))?;
-        self.next_number += 1;
+        self.next_number = number_after(number);
         self.active = Some(Active { number, file, end: 0, synced: 0, grown: 0, named: false, failed: None });
         Ok(())
     }

@@ -5,10 +5,12 @@ use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::Files;
 use crate::error::Error;
-use crate::fs::fault::{Fault, Faulty};
+use crate::fs::fault::{Fault, Faulty, Trap};
+use crate::options::Options;
 use crate::store::Store;
 
 type Model = BTreeMap<String, String>;
@@ -163,4 +165,99 @@ fn a_read_only_disk_from_any_operation_on() {
 #[test]
 fn a_failing_operation_anywhere_once() {
     sweep(false, ErrorKind::TimedOut);
+}
+
+const JANITOR: &str = "larder-janitor";
+const FOLLOWER: &str = "larder-files";
+
+/// A store that waits for next to nothing, and the file system below it.
+fn impatient(path: &Path) -> (Options, Arc<Faulty>) {
+    let fs = Faulty::sound();
+    let files = Files::on(fs.clone(), path).unwrap();
+    (Store::options(path).backend(files).stall_timeout(Duration::from_millis(50)), fs)
+}
+
+/// The lock is free, and what was written is there.
+fn assert_comes_back(path: &Path, expected: &[(&str, &str)]) {
+    let store = loop {
+        match Store::open(path) {
+            Err(Error::Locked { .. }) => std::thread::yield_now(),
+            opened => break opened.unwrap(),
+        }
+    };
+    assert_eq!(store.load_report().quarantined, []);
+    for (key, value) in expected {
+        assert_eq!(store.get(key).unwrap().unwrap(), *value);
+    }
+    assert_eq!(store.stats().members, expected.len());
+    store.close().unwrap();
+}
+
+#[test]
+fn a_panic_in_the_thread_that_writes_files_is_told_and_hangs_nobody() {
+    let dir = directory();
+    let (options, fs) = impatient(&dir.path().join("store"));
+    let store = options.open().unwrap();
+    fs.set_trap(Some((FOLLOWER, Trap::Panic)));
+    store.put("a/1", "one").unwrap();
+    store.flush().expect("it is durable in the journal");
+    let told = |error: Error| assert!(error.to_string().contains("the thread that writes files panicked"), "{error}");
+    store.close().expect_err("the thread panics");
+    while store.health().is_well() {
+        std::thread::yield_now();
+    }
+    told(store.put("a/2", "two").unwrap_err());
+    store.flush().expect("all that was taken is durable");
+    told(store.close().unwrap_err());
+    assert_eq!(store.get("a/1").unwrap().unwrap(), "one");
+    let path = store.path().to_owned();
+    drop(store);
+    assert_comes_back(&path, &[("a/1", "one")]);
+}
+
+#[test]
+fn a_close_whose_last_step_hangs_is_given_up_and_is_the_end() {
+    let dir = directory();
+    let (options, fs) = impatient(&dir.path().join("store"));
+    let store = options.open().unwrap();
+    store.put("a/1", "one").unwrap();
+    // The mark of the counter is the only file that the janitor writes itself.
+    fs.set_trap(Some((JANITOR, Trap::Hang)));
+    let given_up = store.close();
+    assert!(matches!(given_up, Err(Error::Degraded { .. })), "{given_up:?}");
+    assert!(matches!(store.put("a/2", "two"), Err(Error::Closed { .. })), "it is closed, but for the lock");
+    assert!(matches!(Store::open(store.path()), Err(Error::Locked { .. })));
+    fs.set_trap(None);
+    assert_comes_back(store.path(), &[("a/1", "one")]);
+}
+
+#[test]
+fn a_close_is_given_up_while_the_files_hang_and_the_store_lives_on() {
+    let dir = directory();
+    let (options, fs) = impatient(&dir.path().join("store"));
+    let store = options.open().unwrap();
+    fs.set_trap(Some((FOLLOWER, Trap::Hang)));
+    store.put("a/1", "one").unwrap();
+    store.flush().expect("it is durable in the journal");
+    for value in ["two", "three"] {
+        let given_up = store.close();
+        assert!(matches!(given_up, Err(Error::Degraded { .. })), "{given_up:?}");
+        store.put("a/2", value).unwrap();
+    }
+    fs.set_trap(None);
+    store.close().unwrap();
+    assert_comes_back(store.path(), &[("a/1", "one"), ("a/2", "three")]);
+}
+
+#[test]
+fn a_store_is_dropped_while_the_files_hang_and_nothing_is_lost() {
+    let dir = directory();
+    let path = dir.path().join("store");
+    let (options, fs) = impatient(&path);
+    let store = options.open().unwrap();
+    fs.set_trap(Some((FOLLOWER, Trap::Hang)));
+    store.put("a/1", "one").unwrap();
+    drop(store);
+    fs.set_trap(None);
+    assert_comes_back(&path, &[("a/1", "one")]);
 }

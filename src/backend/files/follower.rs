@@ -57,6 +57,8 @@ struct State {
     hurried: bool,
     ending: bool,
     failed: Option<Error>,
+    /// Counts attempts that have begun.
+    begun: u64,
     /// Counts attempts that have ended.
     attempts: u64,
 }
@@ -152,8 +154,6 @@ impl Follower {
         if wake {
             self.trail.changed.notify_all();
         }
-        // What keeps it from starting is told by `health`, and by the next who waits for it.
-        _ = self.start();
     }
 
     /// Starts the thread if it does not run and there is something to do.
@@ -174,12 +174,9 @@ impl Follower {
             let trail = work.trail.clone();
             if let Err(panic) = catch_unwind(AssertUnwindSafe(|| work.run())) {
                 let panic = panic_message(&*panic);
-                let mut state = trail.state.lock();
                 let reason = format!("the thread that writes files panicked: {panic}");
-                state.failed = Some(Error::Degraded { reason, source: None });
-                state.attempts += 1;
-                drop(state);
                 background.dies(panic);
+                trail.state.lock().failed = Some(Error::Degraded { reason, source: None });
                 trail.changed.notify_all();
             }
             // The folder, and with it its share of the lock, goes before anybody who joins this thread goes on.
@@ -214,14 +211,14 @@ impl Follower {
         self.start()?;
         let limit = self.trail.background.closing_limit();
         let mut state = self.trail.state.lock();
-        let begun = state.attempts;
+        // Whatever is under way began before there was a reason to hurry: how it ends says nothing.
+        let begun = state.begun;
         loop {
             if !state.ready() && state.parts.iter().skip(1).all(|part| part.end <= segment::HEADER as u64) {
                 return Ok(true);
             }
-            // Whatever is under way may have begun before there was a reason to hurry.
-            if state.attempts > begun
-                && let Some(error) = &state.failed
+            if let Some(error) = &state.failed
+                && (state.attempts > begun || self.trail.background.dead().is_some())
             {
                 return Err(error.clone());
             }
@@ -373,6 +370,7 @@ impl Work {
             let much = wait.is_zero() && state.waiting() >= self.trail.much;
             if work && (hurried || much || due.is_some_and(|due| now >= due) || wait.is_zero() && state.can_retire()) {
                 state.hurried = false;
+                state.begun += 1;
                 return match state.parts.front() {
                     Some(part) if state.can_retire() => Some(Task::Retire(part.number)),
                     Some(part) => Some(Task::Apply(Extent { number: part.number, end: part.end }, part.told)),

@@ -223,6 +223,10 @@ mod tests {
         fn sync_data(&mut self) -> io::Result<()> {
             unreachable!("it is only read")
         }
+
+        fn set_len(&mut self, _length: u64) -> io::Result<()> {
+            unreachable!("it is only read")
+        }
     }
 
     #[test]

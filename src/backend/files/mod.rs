@@ -156,6 +156,10 @@ impl Backend for Files {
         Ok(())
     }
 
+    fn settle(&mut self) -> Result<()> {
+        self.opened()?.settle().map(drop)
+    }
+
     fn close(&mut self, counter: u64) -> Result<()> {
         self.opened()?.close(counter)?;
         self.open = None;
@@ -318,6 +322,10 @@ impl Opened {
             self.journal.seal();
         }
         self.tell_follower();
+        if synced.is_ok() {
+            // What keeps its thread from starting is told by `health`, and by the next who waits for it.
+            _ = self.follower.start();
+        }
         synced
     }
 
@@ -343,14 +351,19 @@ impl Opened {
         }
     }
 
-    fn close(&mut self, counter: u64) -> Result<()> {
+    /// Brings everything to the files, unless there is a limit to it, which comes first. True if everything is there.
+    fn settle(&mut self) -> Result<bool> {
         self.sync()?;
-        if !self.follower.finish()? {
+        self.follower.finish()
+    }
+
+    fn close(&mut self, counter: u64) -> Result<()> {
+        let settled = self.settle()?;
+        self.follower.end();
+        if !settled {
             // The next load does the rest.
-            self.follower.end();
             return Ok(());
         }
-        self.follower.end();
         let mut but_the_last = false;
         if self.mark != Some(counter) {
             match self.place.write_counter(counter) {
@@ -367,7 +380,6 @@ impl Opened {
         }
         self.journal.seal();
         self.tell_follower();
-        self.follower.end();
         self.follower.retire_all(but_the_last)
     }
 }

@@ -10,6 +10,7 @@ use super::{header, load, name};
 use crate::backend::{Change, Loader};
 use crate::error::{Error, Result};
 use crate::fs::{Dir, Fs, Kind, write_all};
+use crate::journal;
 
 /// What a loaded store holds open. The lock comes last: it is released after everything else is closed.
 #[derive(Debug)]
@@ -130,7 +131,7 @@ impl Place {
         let written =
             self.fs.create(&self.quarantine, &note).and_then(|mut file| write_all(&mut *file, text.as_bytes()));
         match written {
-            Err(error) if error.kind() == io::ErrorKind::StorageFull => Ok(()),
+            Err(error) if journal::is_full(&error) => Ok(()),
             written => written.map_err(|error| Error::io("write", self.quarantine.join(&note), error)),
         }
     }
