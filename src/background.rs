@@ -19,7 +19,11 @@ pub(crate) struct Background {
     status: Mutex<Status>,
     /// A thread of the backend's panicked: with what.
     dead: OnceLock<String>,
+    census: OnceLock<Census>,
 }
+
+/// Counts the members that there are.
+type Census = Box<dyn Fn() -> Option<usize> + Send + Sync>;
 
 #[derive(Default)]
 struct Status {
@@ -89,6 +93,17 @@ impl Background {
 
     pub(crate) fn dead(&self) -> Option<&str> {
         self.dead.get().map(String::as_str)
+    }
+
+    /// How the backend learns how many members there are.
+    pub(crate) fn set_census(&self, census: Census) {
+        // A store is loaded once.
+        _ = self.census.set(census);
+    }
+
+    /// How many members there are, when somebody can tell.
+    pub(crate) fn members(&self) -> Option<usize> {
+        self.census.get().and_then(|census| census())
     }
 
     pub(crate) fn limit_closing(&self, limit: Option<Instant>) {

@@ -11,10 +11,10 @@ use crate::codec;
 use crate::error::{Error, Result};
 use crate::janitor::{self, Concern, Link, Msg};
 use crate::key::{self, MAX_VALUE};
-use crate::map::{Ledger, MAX_VERSION, Refused, Registry, Stamp};
+use crate::map::{Ledger, MAX_VERSION, Named, Refused, Registry, Stamp};
 use crate::options::{Durability, Knobs, Options};
 use crate::report::{CloseReport, LoadReport};
-use crate::shelf::{Shelves, Stop};
+use crate::shelf::{Record, Shelves, Stop};
 use crate::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use crate::sync::{Mutex, NameHasher, Receiver, RecvTimeoutError, Sender, bounded, thread};
 use crate::value::{Member, Value};
@@ -115,6 +115,68 @@ impl Engine {
             link,
             report: Mutex::new(LoadReport::default()),
         }
+    }
+
+    /// Takes in what a backend has, and how far its counter is.
+    fn load(
+        backend: &mut dyn Backend,
+        outbox: Option<Sender<Msg>>,
+        link: Link,
+        on_progress: &mut Option<OnProgress>,
+        started: Instant,
+    ) -> Result<(Engine, LoadReport, u64)> {
+        let engine = Engine::new(outbox, Arc::new(link));
+        let intake = Intake {
+            engine: &engine,
+            quarantined: Mutex::new(Vec::new()),
+            replayed: AtomicUsize::new(0),
+            removed: Mutex::new(Vec::new()),
+            on_progress: Mutex::new(on_progress.take()),
+        };
+        let loaded = backend.load(&Loader { sink: &intake, background: engine.link.background.clone() });
+        let Intake { quarantined, on_progress: callback, replayed, .. } = intake;
+        *on_progress = std::mem::take(&mut *callback.lock());
+        let quarantined = std::mem::take(&mut *quarantined.lock());
+        let counter = loaded?;
+        if counter > MAX_VERSION {
+            return Err(Error::backend("load", format!("its counter {counter} is above 2^53 - 1")));
+        }
+        engine.version.0.fetch_max(counter, Ordering::Relaxed);
+        let (members, collections, _) = engine.tally();
+        let (replayed, elapsed) = (replayed.into_inner(), started.elapsed());
+        let report = LoadReport { members, collections, replayed, quarantined, elapsed };
+        *engine.report.lock() = report.clone();
+        let counter = engine.version();
+        Ok((engine, report, counter))
+    }
+
+    /// All that a backend has, in RAM, and the highest number in use.
+    pub(crate) fn read(backend: &mut dyn Backend) -> Result<(Engine, u64)> {
+        let loaded = Engine::load(backend, None, Link::new().0, &mut None, Instant::now());
+        loaded.map(|(engine, _, counter)| (engine, counter))
+    }
+
+    /// Calls `found` with the collection, the codec, and each member. Nothing is locked meanwhile.
+    pub(crate) fn walk(&self, found: &mut dyn FnMut(&str, &Arc<str>, Record) -> Result<()>) -> Result<()> {
+        let mut codec = (0, self.codec_name(0));
+        for shelves in self.registry.all() {
+            let mut cursor = 0;
+            loop {
+                let mut records = Vec::new();
+                let next = shelves.settled(|shelf| shelf.records(cursor, &mut records)).flatten();
+                for record in records {
+                    if codec.0 != record.codec_id {
+                        codec = (record.codec_id, self.codec_name(record.codec_id));
+                    }
+                    found(shelves.name(), &codec.1, record)?;
+                }
+                match next {
+                    Some(next) => cursor = next,
+                    None => break,
+                }
+            }
+        }
+        Ok(())
     }
 
     /// The collection of that name, made if there is none.
@@ -405,6 +467,15 @@ impl Core {
         self.wait_until_durable(engine, "flush", Concern::Everything)
     }
 
+    pub(crate) fn compact(&self) -> Result<()> {
+        let engine = self.open()?;
+        if !engine.persists() {
+            return Ok(());
+        }
+        let (reply, answer) = bounded(1);
+        self.ask(engine, "compact", Msg::Compact(reply), &answer)
+    }
+
     fn wait_until_durable(&self, engine: &Engine, action: &'static str, concern: Concern) -> Result<()> {
         let (reply, answer) = bounded(1);
         self.ask(engine, action, Msg::Flush(concern, reply), &answer)
@@ -658,35 +729,11 @@ impl Loading<'_> {
         };
         let (outbox, inbox) = crate::sync::unbounded();
         let (link, urgent) = Link::new();
-        let link = Arc::new(link);
-        let engine = Engine::new(backend.persists().then_some(outbox), link);
-
-        let intake = Intake {
-            engine: &engine,
-            quarantined: Mutex::new(Vec::new()),
-            replayed: AtomicUsize::new(0),
-            removed: Mutex::new(Vec::new()),
-            on_progress: Mutex::new(core.on_progress.lock().take()),
-        };
-        let loaded = backend.load(&Loader { sink: &intake, background: engine.link.background.clone() });
-        let Intake { quarantined, on_progress, replayed, .. } = intake;
-        *core.on_progress.lock() = std::mem::take(&mut *on_progress.lock());
-        let quarantined = std::mem::take(&mut *quarantined.lock());
-        let counter = loaded?;
-        if counter > MAX_VERSION {
-            return Err(Error::backend("load", format!("its counter {counter} is above 2^53 - 1")));
-        }
-
-        engine.version.0.fetch_max(counter, Ordering::Relaxed);
-        let (members, collections, _) = engine.tally();
-        let report = LoadReport {
-            members,
-            collections,
-            replayed: replayed.into_inner(),
-            quarantined,
-            elapsed: started.elapsed(),
-        };
-        *engine.report.lock() = report.clone();
+        let outbox = backend.persists().then_some(outbox);
+        let mut on_progress = core.on_progress.lock().take();
+        let loaded = Engine::load(&mut **backend, outbox, link, &mut on_progress, started);
+        *core.on_progress.lock() = on_progress;
+        let (engine, report, _) = loaded?;
 
         if engine.persists() {
             let (start, starting) = bounded(1);
@@ -699,6 +746,11 @@ impl Loading<'_> {
             let handle = spawned.map_err(|error| Error::io("start the janitor's thread of", &core.path, error))?;
             *core.janitor.lock() = Some(handle);
             self.done = true;
+            let counted = Arc::downgrade(core);
+            engine.link.background.set_census(Box::new(move || {
+                let core = counted.upgrade()?;
+                core.engine().map(|engine| engine.tally().0)
+            }));
             // Nobody else sets it: only one load is under way, and none comes after one that is done.
             _ = core.engine.set(engine);
             core.life.store(life::OPEN, Ordering::Release);

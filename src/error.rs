@@ -6,6 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::backend::Layout;
 use crate::value::Member;
 
 /// The result of everything in larder that can fail.
@@ -103,6 +104,15 @@ pub enum Error {
         /// The newest format version that this build reads.
         supported: u64,
     },
+    /// The store keeps its members in another way than was asked for: see [`convert`](crate::convert).
+    OtherLayout {
+        /// The store's path.
+        path: PathBuf,
+        /// How it keeps them.
+        found: Layout,
+        /// What was asked for.
+        asked: Layout,
+    },
     /// An operation of the file system failed.
     Io {
         /// What was being done.
@@ -199,6 +209,9 @@ impl fmt::Display for Error {
                 "store {} has format {found}, and this version of larder reads formats up to {supported}",
                 path.display()
             ),
+            Error::OtherLayout { path, found, asked } => {
+                write!(f, "store {} keeps its members {found} and was asked to keep them {asked}", path.display())
+            }
             Error::Io { action, path, source } => write!(f, "cannot {action} {}: {source}", path.display()),
             Error::Backend { action, source } => write!(f, "backend cannot {action}: {source}"),
             Error::Degraded { reason, source: None } => write!(f, "writes are not reaching the disk: {reason}"),

@@ -54,6 +54,8 @@ pub(crate) enum Msg {
     Transaction(Transaction),
     /// Answer when what was sent before this is durable, as far as it concerns whoever asks.
     Flush(Concern, Sender<Result<()>>),
+    /// Make what is stored as small as it gets, once what was sent before this is durable.
+    Compact(Sender<Result<()>>),
     /// Put a copy of a value aside.
     Quarantine(Box<Exhibit>, Sender<Result<PathBuf>>),
     /// As `Flush`, and then end. Answers with the number of changes stored for it.
@@ -341,6 +343,7 @@ pub(crate) fn run(core: Arc<Core>, backend: Box<dyn Backend>, inbox: Receiver<Ms
         applied_since: None,
         unencodable: HashSet::default(),
         flushes: Vec::new(),
+        compacts: Vec::new(),
         close: None,
         stop: None,
         // What was recovered and could not be made durable is tried again at once.
@@ -384,6 +387,7 @@ struct Janitor {
     /// Keys whose values do not encode; `status` has them by name, with the reason.
     unencodable: HashSet<KeyId>,
     flushes: Vec<(Concern, Sender<Result<()>>)>,
+    compacts: Vec<Sender<Result<()>>>,
     close: Option<Closing>,
     stop: Option<Sender<Result<()>>>,
     /// After a failure: when to try again, and the wait that led there.
@@ -430,6 +434,7 @@ impl Janitor {
                 self.link.status.lock().oldest = Some(self.drained.map_or(round, |drained| drained.min(round)));
             }
             self.answer_flushes(&outcome);
+            self.compact(&outcome);
             if let Some(closing) = self.close.take()
                 && self.end(outcome, self.stored - stored_before, &closing)
             {
@@ -582,6 +587,7 @@ impl Janitor {
                 self.transactions.push(transaction);
             }
             Msg::Flush(concern, reply) => self.flushes.push((concern, reply)),
+            Msg::Compact(reply) => self.compacts.push(reply),
             Msg::Quarantine(exhibit, reply) => self.quarantine(&exhibit, &reply),
             Msg::Close(closing) => self.close = Some(closing),
             Msg::Nudge => {}
@@ -604,6 +610,7 @@ impl Janitor {
 
     fn somebody_waits(&self) -> bool {
         !self.flushes.is_empty()
+            || !self.compacts.is_empty()
             || self.close.is_some()
             || self.stop.is_some()
             || self.link.starved.load(Ordering::SeqCst)
@@ -962,6 +969,20 @@ impl Janitor {
         for (concern, reply) in std::mem::take(&mut self.flushes) {
             // Whoever asked may have stopped waiting.
             _ = reply.try_send(self.answer(concern, outcome));
+        }
+    }
+
+    /// Has the backend compact what there is, which answers by itself.
+    fn compact(&mut self, outcome: &Result<()>) {
+        if outcome.is_ok() && !self.applied.is_empty() {
+            return;
+        }
+        for reply in std::mem::take(&mut self.compacts) {
+            // Whoever asked may have stopped waiting.
+            match outcome {
+                Ok(()) => self.backend.compact(Box::new(move |done| _ = reply.try_send(done))),
+                Err(error) => _ = reply.try_send(Err(error.clone())),
+            }
         }
     }
 

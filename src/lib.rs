@@ -92,7 +92,7 @@ mod store;
 mod sync;
 mod value;
 
-pub use backend::{Backend, Progress, Quarantined, Stage};
+pub use backend::{Backend, Layout, Progress, Quarantined, Stage, convert};
 #[cfg(feature = "bincode")]
 pub use codec::Bincode;
 pub use codec::{Codec, CodecError, Json};

@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::backend::{Backend, Files, Memory, Progress};
+use crate::backend::{self, Backend, Files, Layout, Memory, Packed, Progress};
 use crate::error::Result;
 use crate::report::no_path;
 use crate::store::Store;
@@ -47,6 +47,7 @@ impl Default for Durability {
 pub struct Options {
     pub(crate) path: PathBuf,
     pub(crate) knobs: Knobs,
+    pub(crate) layout: Option<Layout>,
     pub(crate) backend: Option<Box<dyn Backend>>,
     pub(crate) progress: Option<Box<dyn FnMut(Progress) + Send>>,
 }
@@ -83,7 +84,7 @@ impl fmt::Debug for Options {
 
 impl Options {
     pub(crate) fn new(path: PathBuf) -> Options {
-        Options { path, knobs: Knobs::default(), backend: None, progress: None }
+        Options { path, knobs: Knobs::default(), layout: None, backend: None, progress: None }
     }
 
     pub(crate) fn in_memory() -> Options {
@@ -133,7 +134,14 @@ impl Options {
         self
     }
 
-    /// A backend other than one file per member. The path is then no more than the store's name in errors: nothing
+    /// How the store keeps its members. Without it a store that is there is opened as it is, and a new one keeps them in
+    /// files of their own. [`convert`](crate::convert) moves a store from one to the other.
+    pub fn layout(mut self, layout: Layout) -> Self {
+        self.layout = Some(layout);
+        self
+    }
+
+    /// A backend other than the embedded ones. The path is then no more than the store's name in errors: nothing
     /// is looked for or made there.
     pub fn backend(mut self, backend: impl Backend + 'static) -> Self {
         self.backend = Some(Box::new(backend));
@@ -150,12 +158,24 @@ impl Options {
     ///
     /// # Errors
     ///
-    /// If the path cannot be a store. Nothing is created.
+    /// If the path cannot be a store, or what it keeps its members in cannot be told. Nothing is created.
     pub fn build(mut self) -> Result<Store> {
         if self.backend.is_none() {
-            let files = Files::new(&self.path)?.max_journal(self.knobs.max_journal);
-            self.path = files.path().to_owned();
-            self.backend = Some(Box::new(files));
+            let layout = match self.layout {
+                Some(layout) => layout,
+                None => backend::layout_of(&self.path)?.unwrap_or_default(),
+            };
+            let (path, backend): (PathBuf, Box<dyn Backend>) = match layout {
+                Layout::Files => {
+                    let files = Files::new(&self.path)?.max_journal(self.knobs.max_journal);
+                    (files.path().to_owned(), Box::new(files))
+                }
+                Layout::Packed => {
+                    let packed = Packed::new(&self.path)?;
+                    (packed.path().to_owned(), Box::new(packed))
+                }
+            };
+            (self.path, self.backend) = (path, Some(backend));
         }
         Ok(Store::from_options(self))
     }

@@ -111,6 +111,15 @@ pub(crate) struct Load {
     pub(crate) charge: usize,
 }
 
+/// A member as it is, for whoever copies all of them.
+pub(crate) struct Record {
+    pub(crate) member: Member,
+    pub(crate) version: u64,
+    /// As in [`Load`].
+    pub(crate) codec_id: u8,
+    pub(crate) value: Result<Value, CodecError>,
+}
+
 pub(crate) enum Payload {
     /// Deleted.
     Gone,
@@ -129,6 +138,8 @@ pub(crate) trait AnyShelf: Send + Sync {
     fn contains(&self, member: &str) -> Result<bool, Refused>;
     /// Appends the members of one part, and says where to go on. See [`Table::scan`].
     fn scan(&self, collection: &str, cursor: u64, out: &mut Vec<(Member, Value)>) -> Result<Option<u64>, Stop>;
+    /// The same, as it is stored. A value that does not encode stops nobody.
+    fn records(&self, cursor: u64, out: &mut Vec<Record>) -> Result<Option<u64>, Refused>;
     fn names(&self, cursor: u64, out: &mut Vec<Member>) -> Result<Option<u64>, Refused>;
     fn tally(&self) -> Result<(usize, u64), Refused>;
     fn barrier(&self);
@@ -175,6 +186,25 @@ impl<V: Stored> AnyShelf for Shelf<V> {
                 out.push((member, value));
             }
         }
+        Ok(next)
+    }
+
+    fn records(&self, cursor: u64, out: &mut Vec<Record>) -> Result<Option<u64>, Refused> {
+        let mut found = Vec::new();
+        let next =
+            self.table.scan(cursor, |member, value, stamp| found.push((member.clone(), value.clone(), stamp)))?;
+        out.extend(found.into_iter().map(|(member, value, stamp)| Record {
+            member,
+            version: stamp.version(),
+            codec_id: self.form.codec_id.unwrap_or(stamp.codec()),
+            value: match &self.form.encode {
+                Encode::Share(share) => Ok(share(&value)),
+                Encode::Write(write) => {
+                    let mut bytes = Vec::new();
+                    encode_guarded(*write, value, &mut bytes).map(|()| Value::from(bytes))
+                }
+            },
+        }));
         Ok(next)
     }
 

@@ -145,6 +145,17 @@ impl Store {
         self.handle.core.flush()
     }
 
+    /// Makes what is stored as small as it gets, and returns when it is: with [`Layout::Packed`](crate::Layout::Packed) every
+    /// member is written once, densely, and nothing else is kept. It need not be called: what is mostly garbage is compacted
+    /// by itself. Reads and writes go on meanwhile. A store that keeps its members in files has nothing to do.
+    ///
+    /// # Errors
+    ///
+    /// As [`flush`](Self::flush): what is stored is as safe as before.
+    pub fn compact(&self) -> Result<()> {
+        self.handle.core.compact()
+    }
+
     /// Stores what is not stored yet, stops the janitor, and gives up the directory's lock. No write that returned
     /// `Ok` on another thread is lost to it.
     ///

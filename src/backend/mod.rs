@@ -118,18 +118,24 @@
 //! # Ok::<(), larder::Error>(())
 //! ```
 
+mod convert;
 pub(crate) mod files;
+mod front;
 mod memory;
+mod packed;
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub use convert::convert;
 pub use files::Files;
 pub use memory::Memory;
+pub use packed::Packed;
 
 use crate::background::Background;
 use crate::error::{Error, Result};
+use crate::fs::{Fs, Native};
 
 /// Where changes come to rest. See the [module's page](self) for the rules.
 ///
@@ -158,8 +164,7 @@ pub trait Backend: Send {
     fn apply_transaction(&mut self, changes: &[Change<'_>]) -> Result<()> {
         match self.apply(changes) {
             Ok(()) => Ok(()),
-            Err(Rejected { all: Some(error), .. }) => Err(*error),
-            Err(Rejected { some, .. }) => some.into_iter().next().map_or(Ok(()), |(_, error)| Err(error)),
+            Err(rejected) => Err(rejected.into_error()),
         }
     }
 
@@ -179,6 +184,12 @@ pub trait Backend: Send {
     /// When the end cannot come now. The store stays open.
     fn settle(&mut self) -> Result<()> {
         Ok(())
+    }
+
+    /// Makes what is stored as small as it gets, in the background, and calls `done` in the end. The provided one has
+    /// nothing to do. Everything is applied and synced.
+    fn compact(&mut self, done: Box<dyn FnOnce(Result<()>) + Send>) {
+        done(Ok(()));
     }
 
     /// Ends: everything is applied and synced. `counter` is to be returned by the next `load`.
@@ -281,6 +292,12 @@ impl Rejected {
         Rejected { all: Some(Box::new(error)), some: Vec::new() }
     }
 
+    /// The first error, whichever changes it is of.
+    pub(crate) fn into_error(self) -> Error {
+        let some = self.some.into_iter().map(|(_, error)| error).next();
+        self.all.map(|error| *error).or(some).unwrap_or_else(|| Error::backend("apply", "nobody knows why"))
+    }
+
     /// All but these were applied; each is given by its place in the batch.
     pub fn some(failed: Vec<(usize, Error)>) -> Rejected {
         Rejected { all: None, some: failed }
@@ -290,6 +307,26 @@ impl Rejected {
 impl From<Error> for Rejected {
     fn from(error: Error) -> Rejected {
         Rejected::all(error)
+    }
+}
+
+/// How a store keeps its members on the disk.
+#[non_exhaustive]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Layout {
+    /// One file per member, to be looked at with any tool: for thousands of members, and for large ones.
+    #[default]
+    Files,
+    /// Many members to a file: for many small ones.
+    Packed,
+}
+
+impl fmt::Display for Layout {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Layout::Files => "in files of their own",
+            Layout::Packed => "packed",
+        })
     }
 }
 
@@ -325,6 +362,23 @@ pub struct Quarantined {
     pub reason: String,
     /// Where it is now.
     pub moved_to: PathBuf,
+}
+
+/// How the store at `path` keeps its members, if there is one.
+pub(crate) fn layout_of(path: &Path) -> Result<Option<Layout>> {
+    let path = files::meta::absolute(path)?;
+    files::meta::check_path(&Native, &path)?;
+    layout_on(&Native, &path)
+}
+
+fn layout_on(fs: &dyn Fs, path: &Path) -> Result<Option<Layout>> {
+    let opened = fs.open_root(path).and_then(|root| fs.open_dir(&root, files::meta::META_DIR));
+    match opened {
+        // What is wrong with the file that says so is told by the load, which quarantines nothing by then.
+        Ok(meta) => Ok(files::meta::read_format(fs, path, &meta).ok().flatten().map(files::meta::Kept::layout)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::io("open directory", path, error)),
+    }
 }
 
 /// What a [`Backend`] gives its members to when it loads.

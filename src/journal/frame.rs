@@ -16,6 +16,10 @@ pub(crate) const ALIGNMENT: usize = 8;
 
 const CHANGE: u32 = 1;
 const TRANSACTION: u32 = 2;
+/// Members of one collection, put away by a compaction.
+const BLOCK: u32 = 3;
+/// The segments that a packed one takes the place of.
+const REPLACES: u32 = 4;
 
 const PUT: u8 = 1;
 const DELETE: u8 = 2;
@@ -51,6 +55,73 @@ pub(crate) fn encode(out: &mut Vec<u8>, place: Place, synced: u64, changes: &[Ch
         }
     };
     finish(out, start, place, synced, kind);
+}
+
+/// The members of a block, in its body's form.
+#[derive(Debug)]
+pub(crate) struct Block {
+    collection: Box<str>,
+    codec: Box<str>,
+    /// Versions are counted from this one.
+    base: u64,
+    count: u32,
+    members: Vec<u8>,
+}
+
+impl Block {
+    pub(crate) fn new(collection: &str, codec: &str, base: u64) -> Block {
+        Block { collection: collection.into(), codec: codec.into(), base, count: 0, members: Vec::new() }
+    }
+
+    pub(crate) fn push(&mut self, member: &str, version: u64, deadline: Option<u64>, value: &[u8]) {
+        let out = &mut self.members;
+        self.count += 1;
+        // Most follow the base; one that does not wraps around.
+        encode_varint(out, version.wrapping_sub(self.base) & MAX_VERSION);
+        encode_varint(out, (member.len() as u64) << 1 | u64::from(deadline.is_some()));
+        out.extend_from_slice(member.as_bytes());
+        if let Some(deadline) = deadline {
+            out.extend_from_slice(&deadline.to_le_bytes());
+        }
+        encode_varint(out, value.len() as u64);
+        out.extend_from_slice(value);
+    }
+
+    /// The bytes of its members.
+    pub(crate) fn len(&self) -> usize {
+        self.members.len()
+    }
+
+    /// Appends it as a frame.
+    pub(crate) fn encode(&self, out: &mut Vec<u8>, place: Place, synced: u64) {
+        let start = out.len();
+        out.resize(start + HEADER, 0);
+        out.extend_from_slice(&self.count.to_le_bytes());
+        out.extend_from_slice(&self.base.to_le_bytes());
+        for name in [&self.collection, &self.codec] {
+            out.push(name.len() as u8);
+            out.extend_from_slice(name.as_bytes());
+        }
+        out.extend_from_slice(&self.members);
+        finish(out, start, place, synced, BLOCK);
+    }
+}
+
+/// Appends a frame that names the segments which the one it stands in takes the place of.
+pub(crate) fn encode_replaces(out: &mut Vec<u8>, place: Place, synced: u64, numbers: &[u64]) {
+    let start = out.len();
+    out.resize(start + HEADER, 0);
+    numbers.iter().for_each(|number| out.extend_from_slice(&number.to_le_bytes()));
+    finish(out, start, place, synced, REPLACES);
+}
+
+/// Seven bits a byte, the lowest first; the highest bit says that there are more (LEB128).
+fn encode_varint(out: &mut Vec<u8>, mut number: u64) {
+    while number >= 0x80 {
+        out.push(number as u8 | 0x80);
+        number >>= 7;
+    }
+    out.push(number as u8);
 }
 
 /// Appends a frame whose body is there already.
@@ -182,7 +253,7 @@ pub(crate) fn find(bytes: &[u8], place: Place) -> Found<'_> {
     let Some((header, rest)) = bytes.split_at_checked(HEADER) else { return Found::Nothing };
     let (length, kind) = (number(&header[0..4]), number(&header[16..20]));
     // Most of what is no frame is zeros, and is told without a checksum.
-    if length == 0 || !matches!(kind, CHANGE | TRANSACTION) {
+    if length == 0 || !matches!(kind, CHANGE | TRANSACTION | BLOCK | REPLACES) {
         return Found::Nothing;
     }
     if header_checksum(place, &header[..20]) != number(&header[20..24]) {
@@ -206,20 +277,32 @@ fn number(bytes: &[u8]) -> u32 {
 impl<'a> Frame<'a> {
     /// The changes in it: `None` if its body is not one that larder writes.
     pub(crate) fn changes(&self) -> Option<Vec<Change<'a>>> {
+        // Grows with what is there: a count alone allocates nothing.
+        let mut changes = Vec::new();
+        self.each(|change| changes.push(change)).then_some(changes)
+    }
+
+    /// Calls `found` with each change, in order. False if the body is not one that larder writes: `found` may have been
+    /// called all the same.
+    pub(crate) fn each(&self, mut found: impl FnMut(Change<'a>)) -> bool {
         let mut body = Body(self.body);
-        let changes = match self.kind {
-            CHANGE => vec![body.change()?],
-            _ => {
-                let count = body.u32()?;
-                // Grows with what is there: the count alone allocates nothing.
-                let mut changes = Vec::new();
-                for _ in 0..count {
-                    changes.push(body.change()?);
-                }
-                changes
-            }
+        let whole = match self.kind {
+            CHANGE => body.change().map(&mut found),
+            TRANSACTION => body.u32().and_then(|count| (0..count).try_for_each(|_| body.change().map(&mut found))),
+            BLOCK => body.block(&mut found),
+            _ => body.numbers().map(drop),
         };
-        body.0.is_empty().then_some(changes)
+        whole.is_some() && body.0.is_empty()
+    }
+
+    /// The segments that the one it stands in takes the place of, if it says so.
+    pub(crate) fn replaces(&self) -> Option<Vec<u64>> {
+        if self.kind == REPLACES { Body(self.body).numbers() } else { None }
+    }
+
+    /// Whether it is the mark of a close: a transaction without changes.
+    pub(crate) fn is_mark(&self) -> bool {
+        self.kind == TRANSACTION && self.body == [0; 4]
     }
 }
 
@@ -244,6 +327,48 @@ impl<'a> Body<'a> {
     fn u64(&mut self) -> Option<u64> {
         let (low, high) = (self.u32()?, self.u32()?);
         Some(u64::from(low) | u64::from(high) << 32)
+    }
+
+    fn varint(&mut self) -> Option<u64> {
+        let mut number = 0u64;
+        for shift in (0..63).step_by(7) {
+            let byte = self.u8()?;
+            number |= u64::from(byte & 0x7f) << shift;
+            if byte & 0x80 == 0 {
+                return Some(number);
+            }
+        }
+        None
+    }
+
+    fn numbers(&mut self) -> Option<Vec<u64>> {
+        let mut numbers = Vec::new();
+        while !self.0.is_empty() {
+            numbers.push(self.u64()?);
+        }
+        Some(numbers)
+    }
+
+    fn block(&mut self, found: &mut impl FnMut(Change<'a>)) -> Option<()> {
+        let count = self.u32()?;
+        let base = self.u64().filter(|&base| base <= MAX_VERSION)?;
+        let length = self.u8()?;
+        let collection = self.text(length.into())?;
+        key::check_collection(collection).ok()?;
+        let length = self.u8()?;
+        let codec = self.text(length.into()).filter(|codec| codec::is_codec_name(codec))?;
+        for _ in 0..count {
+            let version = self.varint().filter(|&version| version <= MAX_VERSION)?;
+            let version = version.wrapping_add(base) & MAX_VERSION;
+            let length = self.varint()?;
+            let member = self.text(usize::try_from(length >> 1).ok()?)?;
+            key::check_member(collection, member).ok()?;
+            let deadline = if length & 1 == 1 { Some(self.u64()?) } else { None };
+            let length = usize::try_from(self.varint()?).ok()?;
+            let value = self.take(length).filter(|value| value.len() <= MAX_VALUE)?;
+            found(Change::Put { collection, member, version, deadline, codec, value });
+        }
+        Some(())
     }
 
     fn text(&mut self, length: usize) -> Option<&'a str> {

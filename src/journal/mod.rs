@@ -10,6 +10,7 @@ pub(crate) mod segment;
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::backend::Change;
 use crate::error::{Error, Result};
@@ -44,12 +45,22 @@ pub(crate) fn number_of(name: &str) -> Option<u64> {
     (ordinal > 0 && file_name(number) == name).then_some(number)
 }
 
-/// The number of the segment after `last`. Its checksums cover it, and half of it is random: so no value can hold bytes
-/// that are taken for a frame where the disk has damaged the real ones.
-fn number_after(last: u64) -> u64 {
-    let ordinal = (last >> 32) + 1;
-    let salt = if cfg!(test) { ordinal as u32 ^ 0x5a17_0000 } else { RandomState::new().hash_one(ordinal) as u32 };
-    ordinal << 32 | u64::from(salt)
+/// Gives out the numbers of new segments. Their checksums cover them, and half of each is random: so no value can hold
+/// bytes that are taken for a frame where the disk has damaged the real ones.
+#[derive(Debug)]
+pub(crate) struct Numbers(AtomicU64);
+
+impl Numbers {
+    /// Numbers after `last`, which is 0 or a segment's.
+    pub(crate) fn after(last: u64) -> Numbers {
+        Numbers(AtomicU64::new(last >> 32))
+    }
+
+    pub(crate) fn next(&self) -> u64 {
+        let ordinal = self.0.fetch_add(1, Ordering::Relaxed) + 1;
+        let salt = if cfg!(test) { ordinal as u32 ^ 0x5a17_0000 } else { RandomState::new().hash_one(ordinal) as u32 };
+        ordinal << 32 | u64::from(salt)
+    }
 }
 
 /// The numbers of the segments in a directory, in order.
@@ -87,12 +98,12 @@ pub(crate) fn read(fs: &dyn Fs, dir: &Dir, number: u64, start: u64, end: u64) ->
 pub(crate) struct Journal {
     fs: Arc<dyn Fs>,
     dir: Arc<Dir>,
-    next_number: u64,
-    /// The last segment, and how far it is durable.
-    last: (u64, u64),
+    numbers: Arc<Numbers>,
+    /// The last segment, as far as it is durable.
+    last: Extent,
     active: Option<Active>,
     /// Closed since somebody last asked.
-    sealed: Vec<Extent>,
+    sealed: Vec<Sealed>,
     /// Reused from one append to the next.
     buffer: Vec<u8>,
 }
@@ -111,6 +122,8 @@ struct Active {
     named: bool,
     /// A write failed in a way that leaves no trust in the file.
     failed: Option<Error>,
+    /// A write failed in any way: something of it may be left.
+    torn: bool,
 }
 
 impl fmt::Debug for Journal {
@@ -126,18 +139,18 @@ pub(crate) struct Extent {
     pub(crate) end: u64,
 }
 
+/// A segment that nothing is added to.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Sealed {
+    pub(crate) extent: Extent,
+    /// Something may stand behind its durable end that looks like frames.
+    pub(crate) torn: bool,
+}
+
 impl Journal {
-    /// Goes on after segment `last`, which is durable up to `last_end`; 0 for none.
-    pub(crate) fn new(fs: Arc<dyn Fs>, dir: Arc<Dir>, last: u64, last_end: u64) -> Journal {
-        Journal {
-            fs,
-            dir,
-            next_number: number_after(last),
-            last: (last, last_end),
-            active: None,
-            sealed: Vec::new(),
-            buffer: Vec::new(),
-        }
+    /// Goes on after a segment, which is durable as far as this; number 0 for none.
+    pub(crate) fn new(fs: Arc<dyn Fs>, dir: Arc<Dir>, numbers: Arc<Numbers>, last: Extent) -> Journal {
+        Journal { fs, dir, numbers, last, active: None, sealed: Vec::new(), buffer: Vec::new() }
     }
 
     /// Appends a frame for each of the transactions, and one for each of the changes, and hands them to the system.
@@ -187,7 +200,13 @@ impl Journal {
         let Some(active) = &mut self.active else { unreachable!("a segment was begun") };
         let at = active.end;
         if at == 0 {
-            let header = Header { number: active.number, counter, previous: last.0, previous_end: last.1 };
+            let header = Header {
+                number: active.number,
+                counter,
+                previous: last.number,
+                previous_end: last.end,
+                packed_end: None,
+            };
             buffer.extend_from_slice(&header.encode());
         }
         let place = Place { segment: active.number, offset: at + buffer.len() as u64 };
@@ -202,6 +221,7 @@ impl Journal {
         if buffer.capacity() <= 16 << 20 {
             self.buffer = buffer;
         }
+        active.torn |= written.is_err();
         match written {
             Ok(()) => Ok(()),
             // What was written stands where nothing counts, and its room may be needed for what would make more.
@@ -223,12 +243,12 @@ impl Journal {
     }
 
     fn begin(&mut self) -> Result<()> {
-        let number = self.next_number;
+        let number = self.numbers.next();
         let name = file_name(number);
         let file = self.fs.create(&self.dir, &name);
         let file = file.map_err(|error| Error::io("create", self.dir.join(&name), error))?;
-        self.next_number = number_after(number);
-        self.active = Some(Active { number, file, end: 0, synced: 0, grown: 0, named: false, failed: None });
+        self.active =
+            Some(Active { number, file, end: 0, synced: 0, grown: 0, named: false, failed: None, torn: false });
         Ok(())
     }
 
@@ -282,14 +302,14 @@ impl Journal {
     /// Closes the segment that is written, as far as it is durable. The next append begins another.
     pub(crate) fn seal(&mut self) {
         if let Some(active) = self.active.take() {
-            self.last = (active.number, active.synced);
-            self.sealed.push(Extent { number: active.number, end: active.synced });
+            self.last = Extent { number: active.number, end: active.synced };
+            self.sealed.push(Sealed { extent: self.last, torn: active.torn || active.end != active.synced });
         }
     }
 
     /// The segments that were closed since this was last called, as far as they are durable. Each of them has a file,
     /// even if nothing in it is durable.
-    pub(crate) fn take_sealed(&mut self) -> Vec<Extent> {
+    pub(crate) fn take_sealed(&mut self) -> Vec<Sealed> {
         std::mem::take(&mut self.sealed)
     }
 }

@@ -26,6 +26,8 @@ pub(crate) struct Header {
     pub(crate) previous: u64,
     /// How far that one was durable.
     pub(crate) previous_end: u64,
+    /// Where a packed segment ends: it was durable as a whole before it had its name. `None` for one of the journal's.
+    pub(crate) packed_end: Option<u64>,
 }
 
 impl Header {
@@ -33,7 +35,9 @@ impl Header {
         let mut bytes = [0; HEADER];
         bytes[..8].copy_from_slice(MAGIC);
         bytes[8..12].copy_from_slice(&FORMAT.to_le_bytes());
-        for (at, number) in [(16, self.number), (24, self.counter), (32, self.previous), (40, self.previous_end)] {
+        let packed_end = self.packed_end.unwrap_or(0);
+        let numbers = [self.number, self.counter, self.previous, self.previous_end, packed_end];
+        for (at, number) in (16..).step_by(8).zip(numbers) {
             bytes[at..at + 8].copy_from_slice(&number.to_le_bytes());
         }
         let checksum = crc32fast::hash(&bytes[..60]);
@@ -45,7 +49,8 @@ impl Header {
     pub(crate) fn decode(bytes: &[u8], number: u64) -> Option<Header> {
         let bytes = bytes.get(..HEADER)?;
         let at = |at: usize| bytes[at..at + 8].iter().rev().fold(0, |number, &byte| number << 8 | u64::from(byte));
-        let header = Header { number, counter: at(24), previous: at(32), previous_end: at(40) };
+        let packed_end = Some(at(48)).filter(|&end| end != 0);
+        let header = Header { number, counter: at(24), previous: at(32), previous_end: at(40), packed_end };
         (header.counter <= crate::map::MAX_VERSION && header.encode() == bytes).then_some(header)
     }
 }
@@ -72,7 +77,7 @@ pub(crate) fn scan(bytes: &[u8], number: u64, start: u64, durable: u64) -> Scan<
     while at < bytes.len() {
         let offset = start + at as u64;
         match frame::find(&bytes[at..], Place { segment: number, offset }) {
-            Found::Whole(found) if found.changes().is_some() && found.synced <= offset => {
+            Found::Whole(found) if found.each(|_| {}) && found.synced <= offset => {
                 scan.durable = scan.durable.max(found.synced);
                 at += frame::room(found.body.len());
                 scan.frames.push((offset, found));

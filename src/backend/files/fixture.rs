@@ -37,7 +37,7 @@ fn write_closed(path: &Path) {
 /// The same store, later, as a killed process has left it: every kind of frame, in two segments.
 fn write_crashed(path: &Path) {
     write_closed(path);
-    let place = Place::open(path, Arc::new(Native)).unwrap();
+    let place = Place::open(path, Arc::new(Native), crate::backend::Layout::Files).unwrap();
     let mut journal = Journal::new(place.fs.clone(), place.journal.clone(), 0, 0);
     let put = |member, version, value| Change::Put {
         collection: "song",

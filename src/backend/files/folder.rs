@@ -23,7 +23,7 @@ const SYNC_EACH: usize = 8;
 const DIRS_KEPT: usize = 32;
 
 #[derive(Debug)]
-pub(super) struct Folder {
+pub(in crate::backend) struct Folder {
     place: Arc<Place>,
     tmp: Dir,
     /// By directory name.
@@ -39,7 +39,7 @@ pub(super) struct Folder {
 }
 
 impl Folder {
-    pub(super) fn new(place: Arc<Place>) -> Result<Folder> {
+    pub(in crate::backend) fn new(place: Arc<Place>) -> Result<Folder> {
         let (tmp, sync_fs) = (place.tmp()?, place.fs.has_sync_fs());
         Ok(Folder {
             place,
@@ -98,7 +98,7 @@ impl Folder {
         }
     }
 
-    pub(super) fn apply(&mut self, batch: &[Change<'_>]) -> Result<(), Rejected> {
+    pub(in crate::backend) fn apply(&mut self, batch: &[Change<'_>]) -> Result<(), Rejected> {
         let mut failed = Vec::new();
         // Removals first: on a full disk they make room.
         self.remove(batch, &mut failed);
@@ -113,7 +113,7 @@ impl Folder {
     }
 
     /// Only what `batch` removes.
-    pub(super) fn remove(&mut self, batch: &[Change<'_>], failed: &mut Vec<(usize, Error)>) {
+    pub(in crate::backend) fn remove(&mut self, batch: &[Change<'_>], failed: &mut Vec<(usize, Error)>) {
         let mut emptied = HashSet::new();
         for (index, change) in batch.iter().enumerate() {
             let (collection, removed) = match *change {
@@ -309,7 +309,7 @@ impl Folder {
     }
 
     /// Makes everything durable that was applied since the last success. After a failure all of it must be applied again.
-    pub(super) fn sync(&mut self) -> Result<()> {
+    pub(in crate::backend) fn sync(&mut self) -> Result<()> {
         let place = self.place.clone();
         if self.data_unsynced || self.sync_fs && self.unsynced.len() > SYNC_EACH {
             let synced = place.fs.sync_fs(&place.root);
@@ -342,7 +342,8 @@ mod tests {
 
     /// The directories that are synced, by name, when `batch` is applied by a process that has not done anything else.
     fn synced(sim: &Sim, batch: &[Change<'_>]) -> usize {
-        let place = Arc::new(Place::open(Path::new(HOME), Arc::new(sim.clone())).unwrap());
+        let place =
+            Arc::new(Place::open(Path::new(HOME), Arc::new(sim.clone()), crate::backend::Layout::Files).unwrap());
         let mut folder = Folder::new(place).unwrap();
         sim.record();
         folder.apply(batch).unwrap();

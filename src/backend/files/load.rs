@@ -14,10 +14,10 @@ use crate::sync::{Mutex, thread, unbounded};
 const CHUNK: usize = 256;
 
 /// A file under a name of larder's that is not a member's, whole and undamaged.
-pub(super) struct Damaged {
-    pub(super) dir: String,
-    pub(super) file: String,
-    pub(super) reason: String,
+pub(in crate::backend) struct Damaged {
+    pub(in crate::backend) dir: String,
+    pub(in crate::backend) file: String,
+    pub(in crate::backend) reason: String,
 }
 
 /// What is read of a file before its header is looked at. Most are smaller.
@@ -29,7 +29,7 @@ struct Chunk {
 }
 
 /// Gives every member below `root` to the loader, and returns what is damaged and the highest version.
-pub(super) fn load(fs: &dyn Fs, root: &Dir, loader: &Loader<'_>) -> Result<(Vec<Damaged>, u64)> {
+pub(in crate::backend) fn load(fs: &dyn Fs, root: &Dir, loader: &Loader<'_>) -> Result<(Vec<Damaged>, u64)> {
     let listed = fs.list(root).map_err(|error| Error::io("list", root.path(), error))?;
     let is_collection = |entry: &crate::fs::Entry| entry.kind == Kind::Dir && name::could_be_ours(&entry.name);
     let dirs: Vec<String> = listed.into_iter().filter(is_collection).map(|entry| entry.name).collect();
@@ -103,7 +103,7 @@ fn read(fs: &dyn Fs, root: &Dir, chunk: &Chunk, loader: &Loader<'_>) -> Result<(
 }
 
 /// Reads a file, but no further than its header says, and one byte: what cannot be a member's file is not read whole.
-pub(super) fn read_whole(file: &mut dyn File, buffer: &mut Vec<u8>) -> io::Result<usize> {
+pub(in crate::backend) fn read_whole(file: &mut dyn File, buffer: &mut Vec<u8>) -> io::Result<usize> {
     buffer.resize(buffer.len().max(FIRST_READ), 0);
     let filled = read_up_to(file, &mut buffer[..FIRST_READ])?;
     if filled < FIRST_READ {
@@ -142,7 +142,11 @@ fn member(file: &[u8], dir: &str, file_name: &str, loader: &Loader<'_>) -> Resul
 }
 
 /// Does `work` on every item, on several threads, and calls `after` on this one as each is done. The first error ends it.
-fn in_parallel<I: Sync>(items: &[I], work: impl Fn(&I) -> Result<()> + Sync, mut after: impl FnMut(&I)) -> Result<()> {
+pub(in crate::backend) fn in_parallel<I: Sync>(
+    items: &[I],
+    work: impl Fn(&I) -> Result<()> + Sync,
+    mut after: impl FnMut(&I),
+) -> Result<()> {
     if cfg!(test) {
         // A disk in memory has nothing to gain from threads, and a hundred thousand of them to lose.
         return items.iter().try_for_each(|item| work(item).map(|()| after(item)));
@@ -185,7 +189,7 @@ fn in_parallel<I: Sync>(items: &[I], work: impl Fn(&I) -> Result<()> + Sync, mut
 }
 
 /// Where a damaged file goes: `<when>-<number>-<directory>-<file>`.
-pub(super) fn quarantine_name(when: u128, number: usize, damaged_dir: &str, damaged_file: &str) -> String {
+pub(in crate::backend) fn quarantine_name(when: u128, number: usize, damaged_dir: &str, damaged_file: &str) -> String {
     format!("{when}-{number}-{damaged_dir}-{damaged_file}")
 }
 

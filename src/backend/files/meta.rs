@@ -3,26 +3,27 @@
 use std::path::{Path, PathBuf};
 
 use super::header::FORMAT;
+use crate::backend::Layout;
 use crate::error::{Error, Result};
 use crate::fs::{Dir, Fs, Kind, LockFile, read_up_to, write_all};
 
-pub(super) const META_DIR: &str = ".larder";
-pub(super) const TMP_DIR: &str = "tmp";
-pub(super) const JOURNAL_DIR: &str = "journal";
-pub(super) const QUARANTINE_DIR: &str = "quarantine";
-pub(super) const LOCK: &str = "lock";
-pub(super) const FORMAT_FILE: &str = "format";
-pub(super) const COUNTER_FILE: &str = "counter";
+pub(in crate::backend) const META_DIR: &str = ".larder";
+pub(in crate::backend) const TMP_DIR: &str = "tmp";
+pub(in crate::backend) const JOURNAL_DIR: &str = "journal";
+pub(in crate::backend) const QUARANTINE_DIR: &str = "quarantine";
+pub(in crate::backend) const LOCK: &str = "lock";
+pub(in crate::backend) const FORMAT_FILE: &str = "format";
+pub(in crate::backend) const COUNTER_FILE: &str = "counter";
 
 /// The directory's lock, held while this lives. The file is never unlinked: whoever unlinks a lock hands out a second.
 #[derive(Debug)]
-pub(super) struct Lock {
+pub(in crate::backend) struct Lock {
     file: Box<dyn LockFile>,
 }
 
 impl Lock {
     /// Takes the lock of the store at `root`, or says at once who has it.
-    pub(super) fn take(fs: &dyn Fs, root: &Path, meta: &Dir) -> Result<Lock> {
+    pub(in crate::backend) fn take(fs: &dyn Fs, root: &Path, meta: &Dir) -> Result<Lock> {
         let path = meta.join(LOCK);
         let mut file = fs.open_lock(meta, LOCK).map_err(|error| Error::io("open the lock", &path, error))?;
         if !file.try_lock().map_err(|error| Error::io("lock", &path, error))? {
@@ -85,40 +86,69 @@ fn write_small(fs: &dyn Fs, dir: &Dir, tmp: &Dir, name: &str, text: &str) -> Res
     fs.sync_dir(dir).map_err(|error| Error::io("sync directory", dir.path(), error))
 }
 
+/// What the file of the format says, beside the format's number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::backend) enum Kept {
+    Files,
+    Packed,
+    /// Packed, and files of members stand beside it that count for nothing: the store was being moved.
+    PackedBesideFiles,
+}
+
+impl Kept {
+    const ALL: [Kept; 3] = [Kept::Files, Kept::Packed, Kept::PackedBesideFiles];
+
+    pub(in crate::backend) fn layout(self) -> Layout {
+        if self == Kept::Files { Layout::Files } else { Layout::Packed }
+    }
+
+    pub(in crate::backend) fn line(self) -> String {
+        let kept = match self {
+            Kept::Files => "",
+            Kept::Packed => " packed",
+            Kept::PackedBesideFiles => " packed, beside files",
+        };
+        format!("larder format {FORMAT}{kept}\n")
+    }
+}
+
 /// The store's format: an error when it is newer than this build, `None` when the file is not there.
-pub(super) fn read_format(fs: &dyn Fs, root: &Path, meta: &Dir) -> Result<Option<u64>> {
+pub(in crate::backend) fn read_format(fs: &dyn Fs, root: &Path, meta: &Dir) -> Result<Option<Kept>> {
     let Some(bytes) = read_small(fs, meta, FORMAT_FILE)? else {
         return Ok(None);
     };
     let text = std::str::from_utf8(&bytes).unwrap_or_default();
-    let number = text.strip_prefix("larder format ").and_then(|rest| rest.strip_suffix('\n'));
+    if let Some(kept) = Kept::ALL.into_iter().find(|kept| kept.line() == text) {
+        return Ok(Some(kept));
+    }
+    let number = text.strip_prefix("larder format ").and_then(|rest| rest.split([' ', '\n']).next());
     let is_number = |number: &&str| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit());
     match number.filter(is_number).map(|number| number.parse().unwrap_or(u64::MAX)) {
         Some(found) if found > FORMAT => Err(Error::NewerFormat { path: root.to_owned(), found, supported: FORMAT }),
-        Some(FORMAT) => Ok(Some(FORMAT)),
         _ => Err(Error::Corrupt {
             path: meta.join(FORMAT_FILE),
             reason: format!(
-                "it should say {:?} and says {:?}",
-                format!("larder format {FORMAT}\n"),
+                "it should say {:?} or {:?} and says {:?}",
+                Kept::Files.line(),
+                Kept::Packed.line(),
                 String::from_utf8_lossy(&bytes)
             ),
         }),
     }
 }
 
-pub(super) fn write_format(fs: &dyn Fs, meta: &Dir, tmp: &Dir) -> Result<()> {
-    write_small(fs, meta, tmp, FORMAT_FILE, &format!("larder format {FORMAT}\n"))
+pub(in crate::backend) fn write_format(fs: &dyn Fs, meta: &Dir, tmp: &Dir, kept: Kept) -> Result<()> {
+    write_small(fs, meta, tmp, FORMAT_FILE, &kept.line())
 }
 
 /// What the counter's file says.
-pub(super) enum Mark {
+pub(in crate::backend) enum Mark {
     Missing,
     At(u64),
     Damaged(String),
 }
 
-pub(super) fn read_mark(fs: &dyn Fs, meta: &Dir) -> Result<Mark> {
+pub(in crate::backend) fn read_mark(fs: &dyn Fs, meta: &Dir) -> Result<Mark> {
     let Some(bytes) = read_small(fs, meta, COUNTER_FILE)? else {
         return Ok(Mark::Missing);
     };
@@ -130,7 +160,7 @@ pub(super) fn read_mark(fs: &dyn Fs, meta: &Dir) -> Result<Mark> {
     })
 }
 
-pub(super) fn write_mark(fs: &dyn Fs, meta: &Dir, tmp: &Dir, mark: u64) -> Result<()> {
+pub(in crate::backend) fn write_mark(fs: &dyn Fs, meta: &Dir, tmp: &Dir, mark: u64) -> Result<()> {
     write_small(fs, meta, tmp, COUNTER_FILE, &mark_line(mark))
 }
 
@@ -141,7 +171,7 @@ fn mark_line(mark: u64) -> String {
 }
 
 /// Refuses a path that is no store and cannot become one. Creates nothing.
-pub(super) fn check_path(fs: &dyn Fs, path: &Path) -> Result<()> {
+pub(in crate::backend) fn check_path(fs: &dyn Fs, path: &Path) -> Result<()> {
     let not_a_store = |reason| Err(Error::NotAStore { path: path.to_owned(), reason });
     let looked = |error| Error::io("look at", path, error);
     match fs.kind_at(path, true) {
@@ -169,7 +199,7 @@ pub(super) fn check_path(fs: &dyn Fs, path: &Path) -> Result<()> {
 }
 
 /// Makes the directory, and those above it that are missing.
-pub(super) fn make_path(fs: &dyn Fs, path: &Path) -> Result<()> {
+pub(in crate::backend) fn make_path(fs: &dyn Fs, path: &Path) -> Result<()> {
     let failed = |error| Error::io("create directory", path, error);
     if fs.kind_at(path, true).is_ok_and(|kind| kind == Some(Kind::Dir)) {
         return Ok(());
@@ -190,7 +220,7 @@ pub(super) fn make_path(fs: &dyn Fs, path: &Path) -> Result<()> {
 }
 
 /// Makes durable what a directory outside the store names. One that may not be opened is not ours to sync.
-pub(super) fn sync_path(fs: &dyn Fs, path: Option<&Path>) -> Result<()> {
+pub(in crate::backend) fn sync_path(fs: &dyn Fs, path: Option<&Path>) -> Result<()> {
     let Some(path) = path else { return Ok(()) };
     match fs.open_root(path) {
         Ok(dir) => fs.sync_dir(&dir).map_err(|error| Error::io("sync directory", path, error)),
@@ -200,7 +230,7 @@ pub(super) fn sync_path(fs: &dyn Fs, path: Option<&Path>) -> Result<()> {
 }
 
 /// The path, independent of the working directory: what exists of it is resolved, the rest stays as it is.
-pub(super) fn absolute(path: &Path) -> Result<PathBuf> {
+pub(in crate::backend) fn absolute(path: &Path) -> Result<PathBuf> {
     if path.as_os_str().is_empty() {
         return Err(Error::NotAStore { path: path.to_owned(), reason: "its path is empty" });
     }

@@ -7,35 +7,28 @@
 mod faults;
 #[cfg(test)]
 mod fixture;
-mod folder;
+pub(super) mod folder;
 mod follower;
 pub(crate) mod header;
-mod load;
-mod meta;
-mod name;
-mod place;
+pub(super) mod load;
+pub(super) mod meta;
+pub(super) mod name;
+pub(super) mod place;
 
 use std::collections::{BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Backend, Change, Loader, Rejected};
+use super::front::{self, AFTER_DAMAGE, Front, Tails, check_transaction, put_damage_aside};
+use super::{Backend, Change, Layout, Loader, Rejected};
 use crate::error::{Error, Result};
 use crate::fs::{Fs, Native};
-use crate::journal::frame::{Content, Frame};
-use crate::journal::{self, Extent, Journal, segment};
+use crate::journal::{self, Extent, Numbers, segment};
 use folder::Folder;
 use follower::Follower;
 use meta::{META_DIR, Mark};
 use place::Place;
-
-/// How far the counter jumps when its mark is lost: past every number that deletes may have used up since the highest
-/// version that is still there.
-const AFTER_DAMAGE: u64 = 1 << 32;
-
-/// The most bytes of one transaction: it is one frame.
-const MAX_TRANSACTION: usize = 2 << 30;
 
 /// How long a full journal may wait for files that make no progress at all.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -60,17 +53,10 @@ pub struct Files {
 
 #[derive(Debug)]
 struct Opened {
-    place: Arc<Place>,
-    journal: Journal,
+    front: Front,
     follower: Follower,
-    /// Frames that an earlier process appended and may not have made durable. They go first.
-    carried: Vec<Content>,
-    /// The highest number that is known.
-    counter: u64,
     /// What the counter's file says; `None` if there is none, or a damaged one.
     mark: Option<u64>,
-    /// A segment of this size is followed by another.
-    segment: u64,
     max_journal: u64,
 }
 
@@ -111,6 +97,11 @@ impl Files {
         &self.path
     }
 
+    /// What it holds open, which keeps the lock as long as it is held.
+    pub(super) fn place(&mut self) -> Result<Arc<Place>> {
+        self.opened().map(|open| open.front.place.clone())
+    }
+
     fn opened(&mut self) -> Result<&mut Opened> {
         self.open.as_mut().ok_or_else(|| Error::NotLoaded { path: self.path.clone() })
     }
@@ -118,18 +109,17 @@ impl Files {
 
 impl Backend for Files {
     fn load(&mut self, loader: &Loader<'_>) -> Result<u64> {
-        let place = Arc::new(Place::open(&self.path, self.fs.clone())?);
+        let place = Arc::new(Place::open(&self.path, self.fs.clone(), Layout::Files)?);
         let mut open = Opened::load(place, self.max_journal, loader)?;
         #[cfg(test)]
         if self.only_looks {
-            return Ok(open.counter);
+            return Ok(open.front.counter);
         }
         // If it fails the store is open all the same, and it is tried again before anything else is stored.
         _ = open.carry();
         open.tell_follower();
-        // Nor is it one that the files do not follow yet.
-        _ = open.follower.start();
-        let counter = open.counter;
+        open.start();
+        let counter = open.front.counter;
         self.open = Some(open);
         Ok(counter)
     }
@@ -139,10 +129,7 @@ impl Backend for Files {
     }
 
     fn apply_transaction(&mut self, changes: &[Change<'_>]) -> Result<()> {
-        let size = changes.iter().map(journal::frame::size).sum();
-        if size > MAX_TRANSACTION {
-            return Err(Error::TooLarge { key: "a transaction".into(), size, limit: MAX_TRANSACTION });
-        }
+        check_transaction(changes)?;
         self.opened()?.apply(&[changes], &[])
     }
 
@@ -167,16 +154,8 @@ impl Backend for Files {
     }
 
     fn quarantine(&mut self, member: &Change<'_>, reason: &str) -> Result<PathBuf> {
-        self.opened()?.place.quarantine_copy(member, reason)
+        self.opened()?.front.place.quarantine_copy(member, reason)
     }
-}
-
-/// A segment that was found, and what its neighbours say of it.
-struct Known {
-    number: u64,
-    header: Option<segment::Header>,
-    /// How far the one that follows says that it was durable.
-    durable: u64,
 }
 
 impl Opened {
@@ -198,31 +177,20 @@ impl Opened {
         let mut replaced = HashSet::new();
         let mut last = Extent { number: 0, end: 0 };
         let mut aside = !damaged.is_empty();
-        for known in segments(&place)? {
+        let front::Segments { known: found, replaced: gone, highest } = front::segments(&place)?;
+        for known in found {
             let bytes = journal::read(&*place.fs, &place.journal, known.number, 0, u64::MAX)?;
-            let (start, frames) = bytes.split_at(bytes.len().min(segment::HEADER));
+            let frames = &bytes[bytes.len().min(segment::HEADER)..];
             let scan = segment::scan(frames, known.number, segment::HEADER as u64, known.durable);
-            let name = journal::file_name(known.number);
-            if known.header.is_none() && scan.durable > 0 {
-                let reason = "its header is damaged: its frames are not";
-                place.put_part_aside(&name, 0, start, reason, loader)?;
-                aside = true;
-            }
-            for gap in &scan.damaged {
-                let part = |at: u64| (at as usize).min(bytes.len());
-                let reason =
-                    format!("its bytes {} to {} are damaged, and the changes in them lost", gap.start, gap.end);
-                place.put_part_aside(&name, gap.start, &bytes[part(gap.start)..part(gap.end)], &reason, loader)?;
-                aside = true;
-            }
+            aside |= put_damage_aside(&place, &known, &bytes, &scan, loader)?;
             counter = counter.max(known.header.map_or(0, |header| header.counter));
             let mut rested = 0;
             for (offset, frame) in &scan.frames {
                 let changes = frame.changes().unwrap_or_default();
-                if changes.is_empty() {
-                    // The mark of a close: see `mark_rest`.
+                if frame.is_mark() {
+                    // Of a close that could not remove the segment.
                     rested = offset + frame.size();
-                    tails = Tails::default();
+                    tails.clear();
                 }
                 counter = counter.max(changes.iter().map(Change::version).max().unwrap_or(0));
                 loader.recover(&changes)?;
@@ -258,24 +226,23 @@ impl Opened {
             let opened = place.fs.open_dir(&place.root, dir);
             place.sync_dir(&opened.map_err(|error| Error::io("open directory", place.root.join(dir), error))?)?;
         }
-        let journal = Journal::new(place.fs.clone(), place.journal.clone(), last.number, last.end);
         let segment = journal::SEGMENT.min((max_journal / 4).max(4 << 10));
-        Ok(Opened { place, journal, follower, carried, counter, mark, segment, max_journal })
+        front::remove(&place, &gone)?;
+        let numbers = Arc::new(Numbers::after(last.number.max(highest)));
+        let front = Front::new(place, numbers, last, carried, counter, segment);
+        Ok(Opened { front, follower, mark, max_journal })
     }
 
-    /// Makes durable again, in a segment of this process, what an earlier one left behind without making it durable.
+    /// What an earlier process left behind goes first.
     fn carry(&mut self) -> Result<()> {
-        if self.carried.is_empty() {
-            return Ok(());
+        if self.front.has_to_carry() {
+            self.follower.hold(true);
+            let carried = self.front.carry();
+            self.tell_follower();
+            carried?;
+            self.follower.hold(false);
+            self.start();
         }
-        self.follower.hold(true);
-        self.journal.append_copies(self.carried.iter().map(Content::frame), self.counter)?;
-        let carried = std::mem::take(&mut self.carried);
-        if let Err(error) = self.sync_journal() {
-            self.carried = carried;
-            return Err(error);
-        }
-        self.follower.hold(false);
         Ok(())
     }
 
@@ -286,15 +253,13 @@ impl Opened {
             self.sync()?;
             self.follower.wait_below(self.max_journal, PATIENCE)?;
         }
-        let versions = transactions.iter().copied().flatten().chain(changes).map(Change::version);
-        self.counter = self.counter.max(versions.max().unwrap_or(0));
-        let mut appended = self.journal.append(transactions, changes, self.counter);
+        let mut appended = self.front.append(transactions, changes);
         if matches!(&appended, Err(Error::Io { source, .. }) if journal::is_full(source)) && self.make_room(changes) {
-            appended = self.journal.append(transactions, changes, self.counter);
+            appended = self.front.append(transactions, changes);
         }
         self.tell_follower();
         appended?;
-        if self.journal.is_full(self.segment) {
+        if self.front.is_full() {
             self.sync()?;
         }
         Ok(())
@@ -305,7 +270,7 @@ impl Opened {
     fn make_room(&self, changes: &[Change<'_>]) -> bool {
         let removals = changes.iter().filter(|change| matches!(change, Change::Delete { .. } | Change::Clear { .. }));
         let removals: Vec<Change<'_>> = removals.copied().collect();
-        let Ok(mut folder) = Folder::new(self.place.clone()) else { return false };
+        let Ok(mut folder) = Folder::new(self.front.place.clone()) else { return false };
         // What cannot be removed now is removed when the files follow.
         folder.remove(&removals, &mut Vec::new());
         !removals.is_empty()
@@ -313,41 +278,29 @@ impl Opened {
 
     fn sync(&mut self) -> Result<()> {
         self.carry()?;
-        self.sync_journal()
-    }
-
-    fn sync_journal(&mut self) -> Result<()> {
-        let synced = self.journal.sync();
-        if synced.is_ok() && self.journal.is_full(self.segment) {
-            self.journal.seal();
-        }
+        let synced = self.front.sync();
         self.tell_follower();
         if synced.is_ok() {
-            // What keeps its thread from starting is told by `health`, and by the next who waits for it.
-            _ = self.follower.start();
+            self.start();
         }
         synced
     }
 
+    /// What keeps the follower's thread from starting is told by `health`, and by the next who waits for it.
+    fn start(&mut self) {
+        _ = self.follower.start();
+    }
+
     /// How far each segment is durable that has changed, and every segment that there is a file of.
     fn tell_follower(&mut self) {
-        let carried: u64 = self.carried.iter().map(Content::size).sum();
-        let unsynced = self.journal.unsynced() + carried;
-        for extent in self.journal.take_sealed() {
-            self.follower.durable(extent, true, unsynced);
+        let unsynced = self.front.unsynced();
+        for sealed in self.front.journal.take_sealed() {
+            self.follower.durable(sealed.extent, true, unsynced);
         }
-        if let Some(extent) = self.journal.active() {
+        if let Some(extent) = self.front.journal.active() {
             self.follower.durable(extent, false, unsynced);
         } else {
             self.follower.unsynced(unsynced);
-        }
-    }
-
-    /// Says in the segment that stays after a close that all of it has come to rest: by a transaction without changes, in
-    /// bytes that the file mostly has already. Without it the next load would have to bring it to the files again.
-    fn mark_rest(&mut self) {
-        if self.journal.active().is_some() {
-            _ = self.journal.append(&[&[]], &[], self.counter).and_then(|()| self.journal.sync());
         }
     }
 
@@ -366,11 +319,12 @@ impl Opened {
         }
         let mut but_the_last = false;
         if self.mark != Some(counter) {
-            match self.place.write_counter(counter) {
+            match self.front.place.write_counter(counter) {
                 // The header of the last segment, and its frames, have it too.
                 Err(Error::Io { source, .. }) if journal::is_full(&source) && !self.follower.is_empty() => {
                     but_the_last = true;
-                    self.mark_rest();
+                    // Without it the next load would bring all of it to the files again.
+                    _ = self.front.mark();
                 }
                 written => {
                     written?;
@@ -378,62 +332,10 @@ impl Opened {
                 }
             }
         }
-        self.journal.seal();
+        self.front.journal.seal();
         self.tell_follower();
         self.follower.retire_all(but_the_last)
     }
-}
-
-/// Frames that may not be durable, by the version of their first change. A clear shares its version with the deletes that
-/// it makes of members that were waiting.
-#[derive(Default)]
-struct Tails(BTreeSet<(u64, Content)>);
-
-impl Tails {
-    fn add(&mut self, changes: &[Change<'_>], frame: Frame<'_>) {
-        if let Some(first) = changes.first() {
-            self.0.insert((first.version(), frame.to_content()));
-        }
-    }
-
-    fn is_durable(&mut self, changes: &[Change<'_>], frame: Frame<'_>) {
-        if let Some(first) = changes.first().filter(|_| !self.0.is_empty()) {
-            self.0.remove(&(first.version(), frame.to_content()));
-        }
-    }
-
-    /// What of it is the newest that there is of its member. The rest must not be appended again: it would come after
-    /// what is newer.
-    fn carried(self, loader: &Loader<'_>) -> Vec<Content> {
-        let newest = |content: &Content| {
-            let frame = content.frame();
-            let changes = frame.changes().unwrap_or_default();
-            let (newest, older): (Vec<_>, Vec<_>) = changes.iter().partition(|change| loader.is_newest(change));
-            match (newest.is_empty(), older.is_empty()) {
-                (true, _) => None,
-                (false, true) => Some(frame.to_content()),
-                (false, false) => Some(Content::of(&newest)),
-            }
-        };
-        self.0.iter().filter_map(|(_, content)| newest(content)).collect()
-    }
-}
-
-/// The segments that are there, in order. One that cannot be read makes the load fail, and stays: it holds too much to be
-/// put aside for an error that may pass.
-fn segments(place: &Place) -> Result<Vec<Known>> {
-    let mut found: Vec<Known> = Vec::new();
-    for number in journal::list(&*place.fs, &place.journal)? {
-        let start = journal::read(&*place.fs, &place.journal, number, 0, segment::HEADER as u64)?;
-        let header = segment::Header::decode(&start, number);
-        if let (Some(header), Some(last)) = (header, found.last_mut())
-            && header.previous == last.number
-        {
-            last.durable = header.previous_end;
-        }
-        found.push(Known { number, header, durable: 0 });
-    }
-    Ok(found)
 }
 
 /// The directory and the file of a member whose content the change replaces.

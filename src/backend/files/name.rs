@@ -22,7 +22,7 @@ const RESERVED: [&str; 22] = [
 ];
 
 /// The file name of a member, or the directory name of a collection.
-pub(super) fn file_name(name: &str) -> String {
+pub(in crate::backend) fn file_name(name: &str) -> String {
     if is_portable(name) {
         return name.to_owned();
     }
@@ -40,14 +40,14 @@ pub(super) fn file_name(name: &str) -> String {
 }
 
 /// Whether `file` is the name that `file_name` gives to `name`.
-pub(super) fn is_name_of(file: &str, name: &str) -> bool {
+pub(in crate::backend) fn is_name_of(file: &str, name: &str) -> bool {
     if file == name { is_portable(name) } else { file.contains('~') && file_name(name) == file }
 }
 
 const HEX: &[u8; 16] = b"0123456789abcdef";
 
 /// Whether `file_name` gives this name to something.
-pub(super) fn could_be_ours(name: &str) -> bool {
+pub(in crate::backend) fn could_be_ours(name: &str) -> bool {
     match name.split_once('~') {
         None => is_portable(name),
         Some((part, hash)) => {

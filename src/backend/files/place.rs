@@ -5,27 +5,39 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::meta::{self, JOURNAL_DIR, Lock, META_DIR, QUARANTINE_DIR, TMP_DIR};
+use super::meta::{self, JOURNAL_DIR, Kept, Lock, META_DIR, QUARANTINE_DIR, TMP_DIR};
 use super::{header, load, name};
-use crate::backend::{Change, Loader};
+use crate::backend::{Change, Layout, Loader};
 use crate::error::{Error, Result};
 use crate::fs::{Dir, Fs, Kind, write_all};
 use crate::journal;
 
 /// What a loaded store holds open. The lock comes last: it is released after everything else is closed.
 #[derive(Debug)]
-pub(super) struct Place {
-    pub(super) fs: Arc<dyn Fs>,
-    pub(super) root: Dir,
-    pub(super) meta: Dir,
-    pub(super) journal: Arc<Dir>,
+pub(in crate::backend) struct Place {
+    pub(in crate::backend) fs: Arc<dyn Fs>,
+    pub(in crate::backend) root: Dir,
+    pub(in crate::backend) meta: Dir,
+    pub(in crate::backend) journal: Arc<Dir>,
     quarantine: Dir,
+    /// What the format said when it was opened.
+    pub(in crate::backend) kept: Kept,
     _lock: Lock,
 }
 
 impl Place {
-    /// Opens the directory and takes its lock, creating what is missing.
-    pub(super) fn open(path: &Path, fs: Arc<dyn Fs>) -> Result<Place> {
+    /// Opens the directory and takes its lock, creating what is missing, in this layout.
+    pub(in crate::backend) fn open(path: &Path, fs: Arc<dyn Fs>, layout: Layout) -> Result<Place> {
+        let place = Place::open_any(path, fs, layout)?;
+        let found = place.kept.layout();
+        if found != layout {
+            return Err(Error::OtherLayout { path: path.to_owned(), found, asked: layout });
+        }
+        Ok(place)
+    }
+
+    /// The same, in whichever layout it has; a new one in this.
+    pub(in crate::backend) fn open_any(path: &Path, fs: Arc<dyn Fs>, layout: Layout) -> Result<Place> {
         meta::check_path(&*fs, path)?;
         meta::make_path(&*fs, path)?;
         let root = fs.open_root(path).map_err(|error| Error::io("open directory", path, error))?;
@@ -35,7 +47,8 @@ impl Place {
         let tmp = open_or_make(&*fs, &meta, TMP_DIR)?;
         let quarantine = open_or_make(&*fs, &meta, QUARANTINE_DIR)?;
         let journal = Arc::new(open_or_make(&*fs, &meta, JOURNAL_DIR)?);
-        let place = Place { fs, root, meta, journal, quarantine, _lock: lock };
+        let kept = format.unwrap_or(if layout == Layout::Files { Kept::Files } else { Kept::Packed });
+        let place = Place { fs, root, meta, journal, quarantine, kept, _lock: lock };
         if format.is_none() {
             place.initialise(&tmp)?;
         }
@@ -53,7 +66,7 @@ impl Place {
         self.sync_dir(&self.meta)?;
         self.sync_dir(&self.root)?;
         meta::sync_path(&*self.fs, self.root.path().parent())?;
-        meta::write_format(&*self.fs, &self.meta, tmp)
+        meta::write_format(&*self.fs, &self.meta, tmp, self.kept)
     }
 
     /// Whatever stands in the directory for temporary files is left over from a crash.
@@ -67,20 +80,24 @@ impl Place {
     }
 
     /// The directory for temporary files, made again if somebody has removed it.
-    pub(super) fn tmp(&self) -> Result<Dir> {
+    pub(in crate::backend) fn tmp(&self) -> Result<Dir> {
         open_or_make(&*self.fs, &self.meta, TMP_DIR)
     }
 
-    pub(super) fn sync_dir(&self, dir: &Dir) -> Result<()> {
+    pub(in crate::backend) fn sync_dir(&self, dir: &Dir) -> Result<()> {
         self.fs.sync_dir(dir).map_err(|error| Error::io("sync directory", dir.path(), error))
     }
 
-    pub(super) fn write_counter(&self, counter: u64) -> Result<()> {
+    pub(in crate::backend) fn write_kept(&self, kept: Kept) -> Result<()> {
+        meta::write_format(&*self.fs, &self.meta, &self.tmp()?, kept)
+    }
+
+    pub(in crate::backend) fn write_counter(&self, counter: u64) -> Result<()> {
         meta::write_mark(&*self.fs, &self.meta, &self.tmp()?, counter)
     }
 
     /// Moves a damaged file into quarantine, with a note beside it that says where it was and what is wrong with it.
-    pub(super) fn put_aside(
+    pub(in crate::backend) fn put_aside(
         &self,
         dir: &Dir,
         dir_name: &str,
@@ -100,7 +117,7 @@ impl Place {
 
     /// Puts a copy of a damaged part of a segment into quarantine. On a full disk the part is only told: it stays where it
     /// is until the segment has come to rest.
-    pub(super) fn put_part_aside(
+    pub(in crate::backend) fn put_part_aside(
         &self,
         segment: &str,
         at: u64,
@@ -119,7 +136,7 @@ impl Place {
         Ok(())
     }
 
-    pub(super) fn sync_quarantine(&self) -> Result<()> {
+    pub(in crate::backend) fn sync_quarantine(&self) -> Result<()> {
         self.sync_dir(&self.quarantine)
     }
 
@@ -141,7 +158,7 @@ impl Place {
         write_all(&mut *copy, bytes).and_then(|()| copy.sync_data())
     }
 
-    pub(super) fn quarantine_copy(&self, member: &Change<'_>, reason: &str) -> Result<PathBuf> {
+    pub(in crate::backend) fn quarantine_copy(&self, member: &Change<'_>, reason: &str) -> Result<PathBuf> {
         let Change::Put { collection, member, version, deadline, codec, value } = *member else {
             return Err(Error::backend("quarantine a member", "only a value can be put aside"));
         };
@@ -159,7 +176,7 @@ impl Place {
 
 /// What is there already is opened without a call that changes anything: a disk that takes no changes must not keep
 /// anybody from hearing that the store is locked.
-pub(super) fn open_or_make(fs: &dyn Fs, parent: &Dir, name: &str) -> Result<Dir> {
+pub(in crate::backend) fn open_or_make(fs: &dyn Fs, parent: &Dir, name: &str) -> Result<Dir> {
     let opened = match fs.open_dir(parent, name) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             match fs.make_dir(parent, name) {

@@ -1,0 +1,192 @@
+//! Moving a store from one layout to the other.
+//!
+//! Members are written in the new layout beside the old one, and then the file of the format says which of the two counts:
+//! that is the one moment. Before it what is new is left over, after it what is old, and both are told by the format
+//! and removed by whoever comes next.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::files::folder::Folder;
+use super::files::meta::{self, Kept};
+use super::files::place::Place;
+use super::packed::Out;
+use super::{Backend, Change, Files, Layout, Packed, files, front};
+use crate::core::Engine;
+use crate::error::{Error, Result};
+use crate::fs::{Fs, Kind, Native};
+use crate::journal::{self, Numbers};
+use crate::shelf::Record;
+
+/// Files that are written, or removed, before they are made durable together.
+const LOT: usize = 4096;
+
+/// Moves the closed store at `path` to `layout`. A store that has it already is left as it is.
+///
+/// All members, their versions and the store's counter are kept. It needs room for both layouts at once, and RAM for all
+/// members. It can be interrupted at any point, by a crash too: the store opens then as what it was, or as what it was to
+/// become, with everything in it, and the same call goes on.
+///
+/// # Errors
+///
+/// [`Error::NotAStore`] if there is none; [`Error::Locked`] if it is open; what [`Store::load`](crate::Store::load) says;
+/// and of the disk.
+///
+/// # Examples
+///
+/// ```
+/// use larder::{Layout, Store};
+///
+/// # let dir = tempfile::tempdir().unwrap();
+/// # let path = dir.path().join("music");
+/// let store = Store::open(&path)?;
+/// store.put("artist/daft_punk", "epic")?;
+/// store.close()?;
+///
+/// larder::convert(&path, Layout::Packed)?;
+/// let store = Store::open(&path)?;
+/// assert_eq!(store.get("artist/daft_punk")?.unwrap(), "epic");
+/// # Ok::<(), larder::Error>(())
+/// ```
+pub fn convert(path: impl AsRef<Path>, layout: Layout) -> Result<()> {
+    convert_on(Arc::new(Native), path.as_ref(), layout)
+}
+
+pub(crate) fn convert_on(fs: Arc<dyn Fs>, path: &Path, layout: Layout) -> Result<()> {
+    let path = meta::absolute(path)?;
+    let root = fs.kind_at(&path, true).map_err(|error| Error::io("look at", &path, error))?;
+    if root.is_none() {
+        return Err(Error::NotAStore { path, reason: "there is nothing" });
+    }
+    meta::check_path(&*fs, &path)?;
+    // An empty directory becomes a store of the layout.
+    let found = super::layout_on(&*fs, &path)?.unwrap_or(layout);
+    match (found, layout) {
+        (Layout::Files, Layout::Packed) => pack(fs, &path),
+        (Layout::Packed, Layout::Files) => unpack(fs, &path),
+        // What an earlier call has left is removed.
+        (Layout::Packed, Layout::Packed) => finish(Packed::on(fs, &path)?),
+        (Layout::Files, Layout::Files) => finish(Files::on(fs, &path)?),
+    }
+}
+
+/// Loads, and closes.
+fn finish(mut backend: impl Backend) -> Result<()> {
+    let (_, counter) = Engine::read(&mut backend)?;
+    backend.settle()?;
+    backend.close(counter)
+}
+
+fn pack(fs: Arc<dyn Fs>, path: &Path) -> Result<()> {
+    let mut files = Files::on(fs, path)?;
+    let (engine, counter) = Engine::read(&mut files)?;
+    files.settle()?;
+    let place = files.place()?;
+    files.close(counter)?;
+
+    let last = journal::list(&*place.fs, &place.journal)?.last().copied().unwrap_or(0);
+    let numbers = Numbers::after(last);
+    let mut out = Out::new(&place, numbers.next());
+    engine.walk(&mut |collection, codec, record| {
+        let value = encoded(collection, codec, &record)?;
+        out.put(collection, codec, &record.member, record.version, None, value)?;
+        if out.is_large() {
+            out.finish(counter)?;
+            out = Out::new(&place, numbers.next());
+        }
+        Ok(())
+    })?;
+    out.finish(counter)?;
+    place.write_kept(Kept::PackedBesideFiles)?;
+    remove_files(&place)
+}
+
+fn unpack(fs: Arc<dyn Fs>, path: &Path) -> Result<()> {
+    let mut packed = Packed::on(fs, path)?;
+    let (engine, counter) = Engine::read(&mut packed)?;
+    packed.settle()?;
+    let place = packed.place()?;
+    packed.close(counter)?;
+
+    place.write_kept(Kept::PackedBesideFiles)?;
+    let mut folder = Folder::new(place.clone())?;
+    let mut lot: Vec<(String, Arc<str>, Record)> = Vec::new();
+    let mut write = |lot: &mut Vec<(String, Arc<str>, Record)>| {
+        let changes = lot.iter().map(|(collection, codec, record)| {
+            let value = encoded(collection, codec, record)?;
+            let (member, version) = (&*record.member, record.version);
+            Ok(Change::Put { collection, member, version, deadline: None, codec, value })
+        });
+        let changes = changes.collect::<Result<Vec<_>>>()?;
+        if let Err(rejected) = folder.apply(&changes) {
+            return Err(rejected.into_error());
+        }
+        folder.sync()?;
+        lot.clear();
+        Ok(())
+    };
+    engine.walk(&mut |collection, codec, record| {
+        lot.push((collection.to_owned(), codec.clone(), record));
+        if lot.len() >= LOT { write(&mut lot) } else { Ok(()) }
+    })?;
+    write(&mut lot)?;
+    place.write_counter(counter)?;
+
+    // From here on the segments are the journal of a store of files, which says the same as the files do. A part of them
+    // might not: so another comes first that says that all of them count for nothing.
+    place.write_kept(Kept::Files)?;
+    let front::Segments { known, replaced, highest } = front::segments(&place)?;
+    front::remove(&place, &replaced)?;
+    let all: Vec<u64> = known.iter().map(|known| known.number).collect();
+    let numbers = Numbers::after(highest);
+    let mut tomb = Out::new(&place, numbers.next());
+    tomb.replaces(&all);
+    tomb.finish(counter)?;
+    front::remove(&place, &all)?;
+    front::remove(&place, &[tomb.number])
+}
+
+fn encoded<'a>(collection: &str, codec: &str, record: &'a Record) -> Result<&'a [u8]> {
+    match &record.value {
+        Ok(value) => Ok(value),
+        Err(error) => {
+            let key = crate::key::join(collection, &record.member);
+            Err(Error::codec("encode", key, codec, error.to_string().into()))
+        }
+    }
+}
+
+/// Removes the members' files beside a packed store. What is not larder's stays.
+pub(super) fn remove_files(place: &Place) -> Result<()> {
+    let fs = &*place.fs;
+    let listed = fs.list(&place.root).map_err(|error| Error::io("list", place.root.path(), error))?;
+    let collections = listed.iter().filter(|entry| entry.kind == Kind::Dir && files::name::could_be_ours(&entry.name));
+    for collection in collections {
+        let path = place.root.join(&collection.name);
+        let dir = fs.open_dir(&place.root, &collection.name);
+        let dir = dir.map_err(|error| Error::io("open directory", &path, error))?;
+        let listed = fs.list(&dir).map_err(|error| Error::io("list", &path, error))?;
+        let mut buffer = Vec::new();
+        for file in listed.iter().filter(|entry| entry.kind == Kind::File && files::name::could_be_ours(&entry.name)) {
+            let failed = |error| Error::io("remove", dir.join(&file.name), error);
+            let mut open = fs.open(&dir, &file.name).map_err(failed)?;
+            let length = files::load::read_whole(&mut *open, &mut buffer).map_err(failed)?;
+            // One that was being written when a crash came is ours as well, and broken.
+            let is_ours = match files::header::decode(&buffer[..length]) {
+                Ok((header, _)) => {
+                    files::name::is_name_of(&collection.name, header.collection())
+                        && files::name::is_name_of(&file.name, header.member())
+                }
+                Err(_) => true,
+            };
+            if is_ours {
+                fs.unlink(&dir, &file.name).map_err(failed)?;
+            }
+        }
+        place.sync_dir(&dir)?;
+        // It goes if it is empty.
+        _ = fs.remove_dir(&place.root, &collection.name);
+    }
+    place.sync_dir(&place.root)?;
+    place.write_kept(Kept::Packed)
+}

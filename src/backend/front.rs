@@ -1,0 +1,258 @@
+//! What both embedded backends begin with: a journal, and what an earlier process left in it.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+
+use super::{Change, Loader};
+use crate::backend::files::place::Place;
+use crate::error::{Error, Result};
+use crate::journal::frame::{self, Content, Frame};
+use crate::journal::segment::{self, Scan};
+use crate::journal::{self, Extent, Journal, Numbers};
+
+/// The most bytes of one transaction: it is one frame.
+pub(super) const MAX_TRANSACTION: usize = 2 << 30;
+
+/// How far the counter jumps when its mark is lost: past every number that deletes may have used up since the highest
+/// version that is still there.
+pub(super) const AFTER_DAMAGE: u64 = 1 << 32;
+
+/// The janitor's end of a journal, and what must go into it before anything else.
+#[derive(Debug)]
+pub(super) struct Front {
+    pub(super) place: Arc<Place>,
+    pub(super) journal: Journal,
+    /// Frames that an earlier process appended and may not have made durable. They go first.
+    carried: Vec<Content>,
+    /// The highest number that is known.
+    pub(super) counter: u64,
+    /// A segment of this size is followed by another.
+    segment: u64,
+}
+
+impl Front {
+    pub(super) fn new(
+        place: Arc<Place>,
+        numbers: Arc<Numbers>,
+        last: Extent,
+        carried: Vec<Content>,
+        counter: u64,
+        segment: u64,
+    ) -> Front {
+        let journal = Journal::new(place.fs.clone(), place.journal.clone(), numbers, last);
+        Front { place, journal, carried, counter, segment }
+    }
+
+    pub(super) fn has_to_carry(&self) -> bool {
+        !self.carried.is_empty()
+    }
+
+    /// Makes durable again, in a segment of this process, what an earlier one left behind without making it durable.
+    ///
+    /// # Errors
+    ///
+    /// It is to be tried again before anything else is appended.
+    pub(super) fn carry(&mut self) -> Result<()> {
+        self.journal.append_copies(self.carried.iter().map(Content::frame), self.counter)?;
+        let carried = std::mem::take(&mut self.carried);
+        let synced = self.sync();
+        if synced.is_err() {
+            self.carried = carried;
+        }
+        synced
+    }
+
+    pub(super) fn append(&mut self, transactions: &[&[Change<'_>]], changes: &[Change<'_>]) -> Result<()> {
+        let versions = transactions.iter().copied().flatten().chain(changes).map(Change::version);
+        self.counter = self.counter.max(versions.max().unwrap_or(0));
+        self.journal.append(transactions, changes, self.counter)
+    }
+
+    /// Makes what was appended durable, and begins another segment if this one is large enough.
+    pub(super) fn sync(&mut self) -> Result<()> {
+        let synced = self.journal.sync();
+        if synced.is_ok() && self.is_full() {
+            self.journal.seal();
+        }
+        synced
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.journal.is_full(self.segment)
+    }
+
+    /// Bytes that are not durable.
+    pub(super) fn unsynced(&self) -> u64 {
+        self.journal.unsynced() + self.carried.iter().map(Content::size).sum::<u64>()
+    }
+
+    /// Says that everything before it in the segment is at rest, or is all that there is: by a transaction without
+    /// changes, in bytes that the file mostly has already.
+    pub(super) fn mark(&mut self) -> Result<()> {
+        if self.journal.active().is_none() {
+            return Ok(());
+        }
+        self.journal.append(&[&[]], &[], self.counter)?;
+        self.journal.sync()
+    }
+}
+
+/// The size of a transaction must be known to fit before anything of it is appended.
+pub(super) fn check_transaction(changes: &[Change<'_>]) -> Result<()> {
+    let size = changes.iter().map(journal::frame::size).sum();
+    if size > MAX_TRANSACTION {
+        return Err(Error::TooLarge { key: "a transaction".into(), size, limit: MAX_TRANSACTION });
+    }
+    Ok(())
+}
+
+/// Frames that may not be durable, by the version of their first change. A clear shares its version with the deletes that
+/// it makes of members that were waiting.
+#[derive(Default)]
+pub(super) struct Tails(BTreeSet<(u64, Content)>);
+
+impl Tails {
+    pub(super) fn add(&mut self, changes: &[Change<'_>], frame: Frame<'_>) {
+        if let Some(first) = changes.first() {
+            self.0.insert((first.version(), frame.to_content()));
+        }
+    }
+
+    pub(super) fn is_durable(&mut self, changes: &[Change<'_>], frame: Frame<'_>) {
+        if let Some(first) = changes.first().filter(|_| !self.0.is_empty()) {
+            self.0.remove(&(first.version(), frame.to_content()));
+        }
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.0.clear();
+    }
+
+    /// What of it is the newest that there is of its member. The rest must not be appended again: it would come after
+    /// what is newer.
+    pub(super) fn carried(self, loader: &Loader<'_>) -> Vec<Content> {
+        let newest = |content: &Content| {
+            let frame = content.frame();
+            let changes = frame.changes().unwrap_or_default();
+            let (newest, older): (Vec<_>, Vec<_>) = changes.iter().partition(|change| loader.is_newest(change));
+            match (newest.is_empty(), older.is_empty()) {
+                (true, _) => None,
+                (false, true) => Some(frame.to_content()),
+                (false, false) => Some(Content::of(&newest)),
+            }
+        };
+        self.0.iter().filter_map(|(_, content)| newest(content)).collect()
+    }
+}
+
+/// A segment that was found, and what another says of it.
+#[derive(Debug)]
+pub(super) struct Known {
+    pub(super) number: u64,
+    pub(super) header: Option<segment::Header>,
+    /// How far it was durable, at least.
+    pub(super) durable: u64,
+    /// The journal went on after it.
+    pub(super) is_followed: bool,
+}
+
+/// What stands in the journal's directory.
+#[derive(Debug)]
+pub(super) struct Segments {
+    /// In order.
+    pub(super) known: Vec<Known>,
+    /// Packed ones have taken the place of these: they count for nothing.
+    pub(super) replaced: Vec<u64>,
+    /// The highest number of any.
+    pub(super) highest: u64,
+}
+
+/// The most segments that are packed into one.
+pub(super) const MANY: usize = 1 << 16;
+
+/// The bytes of the longest list of segments, as a frame.
+const LONGEST_LIST: u64 = (frame::HEADER + MANY * 8) as u64;
+
+/// The segments that are there, in order. One that cannot be read makes the load fail, and stays: it holds too much to be
+/// put aside for an error that may pass.
+pub(super) fn segments(place: &Place) -> Result<Segments> {
+    let mut found: Vec<Known> = Vec::new();
+    let mut ends = HashMap::new();
+    for number in journal::list(&*place.fs, &place.journal)? {
+        let start = journal::read(&*place.fs, &place.journal, number, 0, segment::HEADER as u64)?;
+        let header = segment::Header::decode(&start, number);
+        if let Some(header) = header {
+            ends.insert(header.previous, header.previous_end);
+        }
+        found.push(Known {
+            number,
+            header,
+            durable: header.and_then(|header| header.packed_end).unwrap_or(0),
+            is_followed: false,
+        });
+    }
+    for known in &mut found {
+        if let Some(end) = ends.get(&known.number) {
+            (known.durable, known.is_followed) = (known.durable.max(*end), true);
+        }
+    }
+    let highest = found.iter().map(|known| known.number).max().unwrap_or(0);
+    let replaced = replaced(place, &found)?;
+    found.retain(|known| !replaced.contains(&known.number));
+    Ok(Segments { known: found, replaced: replaced.into_iter().collect(), highest })
+}
+
+/// The segments that packed ones name as those whose place they have taken.
+fn replaced(place: &Place, known: &[Known]) -> Result<HashSet<u64>> {
+    let mut replaced = HashSet::new();
+    for known in known.iter().filter(|known| known.header.is_some_and(|header| header.packed_end.is_some())) {
+        let start = segment::HEADER as u64;
+        let bytes = journal::read(&*place.fs, &place.journal, known.number, start, start + LONGEST_LIST)?;
+        let at = frame::Place { segment: known.number, offset: start };
+        if let frame::Found::Whole(frame) = frame::find(&bytes, at) {
+            replaced.extend(frame.replaces().unwrap_or_default());
+        }
+    }
+    // One that is named by itself is nobody's.
+    replaced.retain(|number| known.iter().any(|known| known.number == *number));
+    Ok(replaced)
+}
+
+/// Removes segments, durably.
+pub(super) fn remove(place: &Place, numbers: &[u64]) -> Result<()> {
+    if numbers.is_empty() {
+        return Ok(());
+    }
+    for number in numbers {
+        let name = journal::file_name(*number);
+        match place.fs.unlink(&place.journal, &name) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Error::io("unlink", place.journal.join(&name), error));
+            }
+            _ => {}
+        }
+    }
+    place.sync_dir(&place.journal)
+}
+
+/// Puts copies of what is damaged in a segment into quarantine. True if there is anything.
+pub(super) fn put_damage_aside(
+    place: &Place,
+    known: &Known,
+    bytes: &[u8],
+    scan: &Scan<'_>,
+    loader: &Loader<'_>,
+) -> Result<bool> {
+    let name = journal::file_name(known.number);
+    let is_headless = known.header.is_none() && scan.durable > 0;
+    if is_headless {
+        let reason = "its header is damaged: its frames are not";
+        place.put_part_aside(&name, 0, &bytes[..bytes.len().min(segment::HEADER)], reason, loader)?;
+    }
+    for gap in &scan.damaged {
+        let part = |at: u64| (at as usize).min(bytes.len());
+        let reason = format!("its bytes {} to {} are damaged, and the changes in them lost", gap.start, gap.end);
+        place.put_part_aside(&name, gap.start, &bytes[part(gap.start)..part(gap.end)], &reason, loader)?;
+    }
+    Ok(is_headless || !scan.damaged.is_empty())
+}

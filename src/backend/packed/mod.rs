@@ -1,0 +1,351 @@
+//! Many members to a file: the journal's segments are what is stored, and a compaction makes them fewer and smaller.
+//!
+//! Whatever is durable in the journal stays where it is. [`compactor`] writes the members of segments that are mostly
+//! overwritten to a new one, densely, and removes the old ones. `docs/format.md` describes what is on the disk.
+
+mod compactor;
+mod pass;
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::files::load::in_parallel;
+use super::files::meta::{self, META_DIR, Mark};
+use super::files::place::Place;
+use super::front::{self, AFTER_DAMAGE, Front, Known, Tails, check_transaction, put_damage_aside};
+use super::{Backend, Change, Layout, Loader, Rejected};
+use crate::error::{Error, Result};
+use crate::fs::{Fs, Native};
+use crate::journal::{self, Extent, Numbers, segment};
+use crate::sync::Mutex;
+use compactor::{Compactor, Held};
+pub(super) use pass::Out;
+
+/// The backend for many small members: log segments that are compacted.
+///
+/// It is made by [`Options::layout`](crate::Options::layout) with [`Layout::Packed`]; it is public for its name and its
+/// place in the documentation.
+#[derive(Debug)]
+pub struct Packed {
+    path: PathBuf,
+    fs: Arc<dyn Fs>,
+    /// Tests of crashes compact whatever there is at each sync, so that runs are alike.
+    #[cfg(test)]
+    pub(crate) eager: bool,
+    /// Others only look at what a load finds.
+    #[cfg(test)]
+    pub(crate) only_looks: bool,
+    open: Option<Opened>,
+}
+
+#[derive(Debug)]
+struct Opened {
+    front: Front,
+    compactor: Compactor,
+    /// Changes that were appended since the last sync.
+    appended: u64,
+}
+
+impl Packed {
+    /// A backend for the directory at `path`, which is resolved now and created by `load`.
+    ///
+    /// # Errors
+    ///
+    /// If the path is not a directory, or one that has something in it and is not a store.
+    pub fn new(path: impl AsRef<Path>) -> Result<Packed> {
+        Packed::on(Arc::new(Native), path.as_ref())
+    }
+
+    pub(crate) fn on(fs: Arc<dyn Fs>, path: &Path) -> Result<Packed> {
+        let path = meta::absolute(path)?;
+        meta::check_path(&*fs, &path)?;
+        Ok(Packed {
+            path,
+            fs,
+            #[cfg(test)]
+            eager: false,
+            #[cfg(test)]
+            only_looks: false,
+            open: None,
+        })
+    }
+
+    /// The store's directory, resolved.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What it holds open, which keeps the lock as long as it is held.
+    pub(super) fn place(&mut self) -> Result<Arc<Place>> {
+        self.opened().map(|open| open.front.place.clone())
+    }
+
+    fn opened(&mut self) -> Result<&mut Opened> {
+        self.open.as_mut().ok_or_else(|| Error::NotLoaded { path: self.path.clone() })
+    }
+}
+
+impl Backend for Packed {
+    fn load(&mut self, loader: &Loader<'_>) -> Result<u64> {
+        let place = Arc::new(Place::open(&self.path, self.fs.clone(), Layout::Packed)?);
+        let found = load(&place, loader)?;
+        #[cfg(test)]
+        if self.only_looks {
+            return Ok(found.counter);
+        }
+        if place.kept == meta::Kept::PackedBesideFiles {
+            super::convert::remove_files(&place)?;
+        }
+        front::remove(&place, &found.replaced)?;
+        let numbers = Arc::new(Numbers::after(found.last.number.max(found.highest)));
+        let background = loader.background.clone();
+        #[cfg_attr(not(test), expect(unused_mut, reason = "tests change it"))]
+        let mut compactor = Compactor::new(place.clone(), numbers.clone(), background, found.held);
+        #[cfg(test)]
+        compactor.stay_on_this_thread(self.eager);
+        let front = Front::new(place, numbers, found.last, found.carried, found.counter, journal::SEGMENT);
+        let mut open = Opened { front, compactor, appended: 0 };
+        // If it fails the store is open all the same, and it is tried again before anything else is stored.
+        _ = open.carry();
+        open.compactor.wake(open.front.counter);
+        self.open = Some(open);
+        Ok(found.counter)
+    }
+
+    fn apply(&mut self, batch: &[Change<'_>]) -> Result<(), Rejected> {
+        Ok(self.opened()?.apply(&[], batch)?)
+    }
+
+    fn apply_transaction(&mut self, changes: &[Change<'_>]) -> Result<()> {
+        check_transaction(changes)?;
+        self.opened()?.apply(&[changes], &[])
+    }
+
+    fn sync(&mut self) -> Result<()> {
+        self.opened()?.sync()?;
+        #[cfg(test)]
+        if self.eager {
+            let open = self.opened()?;
+            open.front.journal.seal();
+            open.hand_over();
+            // What fails is told by `health`.
+            open.compactor.compact_now();
+        }
+        Ok(())
+    }
+
+    fn compact(&mut self, done: Box<dyn FnOnce(Result<()>) + Send>) {
+        match self.opened() {
+            Ok(open) => {
+                open.front.journal.seal();
+                open.hand_over();
+                open.compactor.compact(done);
+            }
+            Err(error) => done(Err(error)),
+        }
+    }
+
+    fn settle(&mut self) -> Result<()> {
+        let open = self.opened()?;
+        open.sync()?;
+        open.compactor.pause();
+        Ok(())
+    }
+
+    fn close(&mut self, _counter: u64) -> Result<()> {
+        self.opened()?.close()?;
+        self.open = None;
+        Ok(())
+    }
+
+    fn quarantine(&mut self, member: &Change<'_>, reason: &str) -> Result<PathBuf> {
+        self.opened()?.front.place.quarantine_copy(member, reason)
+    }
+}
+
+impl Opened {
+    /// What an earlier process left behind goes first.
+    fn carry(&mut self) -> Result<()> {
+        if self.front.has_to_carry() {
+            self.compactor.hold(true);
+            self.front.carry()?;
+            self.compactor.hold(false);
+        }
+        Ok(())
+    }
+
+    fn apply(&mut self, transactions: &[&[Change<'_>]], changes: &[Change<'_>]) -> Result<()> {
+        self.carry()?;
+        let appended = self.front.append(transactions, changes);
+        self.compactor.show_unsynced(self.front.unsynced());
+        appended?;
+        self.appended += transactions.iter().map(|changes| changes.len() as u64).sum::<u64>() + changes.len() as u64;
+        if self.front.is_full() {
+            // What is sealed here is handed over with the next sync that is asked for: a transaction's record may come
+            // after a newer change of one of its members, and before that sync.
+            self.front.sync()?;
+        }
+        Ok(())
+    }
+
+    fn sync(&mut self) -> Result<()> {
+        self.carry()?;
+        let synced = self.front.sync();
+        self.compactor.show_unsynced(self.front.unsynced());
+        synced?;
+        self.hand_over();
+        Ok(())
+    }
+
+    /// Gives the segments that were sealed to the compactor.
+    fn hand_over(&mut self) {
+        self.compactor.count(std::mem::take(&mut self.appended));
+        for sealed in self.front.journal.take_sealed() {
+            self.compactor.sealed(sealed);
+        }
+        self.compactor.wake(self.front.counter);
+    }
+
+    fn close(&mut self) -> Result<()> {
+        self.sync()?;
+        self.compactor.end();
+        // The next load is to know how far the segment was durable.
+        self.front.mark()?;
+        self.front.journal.seal();
+        Ok(())
+    }
+}
+
+/// What a load has found.
+struct Found {
+    held: Vec<Held>,
+    /// Others have taken their place.
+    replaced: Vec<u64>,
+    carried: Vec<journal::frame::Content>,
+    /// The last of the journal's segments.
+    last: Extent,
+    /// The highest number of any segment.
+    highest: u64,
+    counter: u64,
+}
+
+/// What one segment held.
+struct Read {
+    held: Held,
+    tails: Vec<(Vec<u8>, u64)>,
+    counter: u64,
+}
+
+fn load(place: &Arc<Place>, loader: &Loader<'_>) -> Result<Found> {
+    let (mark, mut counter) = match meta::read_mark(&*place.fs, &place.meta)? {
+        Mark::At(mark) => (Ok(()), mark),
+        Mark::Missing => (Ok(()), 0),
+        Mark::Damaged(reason) => (Err(reason), 0),
+    };
+    let front::Segments { known, replaced, highest } = front::segments(place)?;
+
+    let clears = Mutex::new(HashMap::<String, u64>::new());
+    let reads = Mutex::new(Vec::new());
+    let total = known.len() as u64;
+    let mut done = 0;
+    loader.progress(0, total);
+    in_parallel(
+        &known,
+        |known| {
+            let read = read(place, known, &clears, loader)?;
+            reads.lock().push(read);
+            Ok(())
+        },
+        |_| {
+            done += 1;
+            loader.progress(done, total);
+        },
+    )?;
+    for (collection, &version) in &*clears.lock() {
+        loader.recover(&[Change::Clear { collection, version }])?;
+    }
+    let mut reads = std::mem::take(&mut *reads.lock());
+    reads.sort_by_key(|read| read.held.number);
+    // What stands beyond the durable end of a segment counts until something was made durable after it.
+    let is_superseded = |number: u64| {
+        let mut after = reads.iter().zip(&known).filter(|(read, _)| read.held.number > number);
+        after.any(|(read, known)| !read.held.packed && (read.held.end > segment::HEADER as u64 || known.is_followed))
+    };
+    let mut tails = Tails::default();
+    for read in reads.iter().filter(|read| !read.tails.is_empty() && !is_superseded(read.held.number)) {
+        for (bytes, offset) in &read.tails {
+            let place = journal::frame::Place { segment: read.held.number, offset: *offset };
+            if let journal::frame::Found::Whole(frame) = journal::frame::find(bytes, place) {
+                let changes = frame.changes().unwrap_or_default();
+                loader.recover(&changes)?;
+                tails.add(&changes, frame);
+            }
+        }
+    }
+    counter = counter.max(reads.iter().map(|read| read.counter).max().unwrap_or(0));
+    if let Err(reason) = mark {
+        place.put_aside(&place.meta, META_DIR, meta::COUNTER_FILE, &reason, 0, loader)?;
+        counter = (counter + AFTER_DAMAGE).min(crate::map::MAX_VERSION);
+    }
+    if reads.iter().any(|read| read.held.damaged) {
+        place.sync_quarantine()?;
+    }
+    let carried = tails.carried(loader);
+    loader.recovered();
+    let held: Vec<Held> = reads.into_iter().map(|read| read.held).collect();
+    let last = held.iter().rev().find(|held| !held.packed);
+    let last = last.map_or(Extent { number: 0, end: 0 }, |held| Extent { number: held.number, end: held.end });
+    Ok(Found { held, replaced, carried, last, highest, counter })
+}
+
+/// Gives what is in a segment to the loader: what may not be durable is kept for later.
+fn read(place: &Place, known: &Known, clears: &Mutex<HashMap<String, u64>>, loader: &Loader<'_>) -> Result<Read> {
+    let bytes = journal::read(&*place.fs, &place.journal, known.number, 0, u64::MAX)?;
+    let frames = &bytes[bytes.len().min(segment::HEADER)..];
+    let scan = segment::scan(frames, known.number, segment::HEADER as u64, known.durable);
+    let damaged = put_damage_aside(place, known, &bytes, &scan, loader)?;
+    let packed = known.header.is_some_and(|header| header.packed_end.is_some());
+    let mut counter = known.header.map_or(0, |header| header.counter);
+    let (mut records, mut tails, mut failed) = (0, Vec::new(), Ok(()));
+    let mut cleared: HashMap<&str, u64> = HashMap::new();
+    for (offset, frame) in &scan.frames {
+        let at = *offset as usize;
+        if *offset >= scan.durable {
+            // The mark of a close has nothing in it that could be carried.
+            if !frame.is_mark() {
+                tails.push((bytes[at..at + frame.size() as usize].to_vec(), *offset));
+            }
+            continue;
+        }
+        frame.each(|change| {
+            records += 1;
+            counter = counter.max(change.version());
+            let taken = match change {
+                Change::Put { collection, member, version, codec, value, .. } => {
+                    loader.put(collection, member, version, codec, value)
+                }
+                Change::Clear { collection, version } => {
+                    let newest = cleared.entry(collection).or_insert(version);
+                    *newest = version.max(*newest);
+                    Ok(())
+                }
+                other => loader.recover(&[other]),
+            };
+            if failed.is_ok() {
+                failed = taken;
+            }
+        });
+    }
+    failed?;
+    if !cleared.is_empty() {
+        let mut clears = clears.lock();
+        for (collection, version) in cleared {
+            let newest = clears.entry(collection.to_owned()).or_insert(version);
+            *newest = version.max(*newest);
+        }
+    }
+    let torn = !tails.is_empty();
+    let held = Held { number: known.number, end: scan.durable, packed, records, damaged, torn };
+    Ok(Read { held, tails, counter })
+}
