@@ -157,7 +157,7 @@ impl Engine {
     }
 
     /// Calls `found` with the collection, the codec, and each member. Nothing is locked meanwhile.
-    pub(crate) fn walk(&self, found: &mut dyn FnMut(&str, &Arc<str>, Record) -> Result<()>) -> Result<()> {
+    pub(crate) fn walk(&self, mut found: impl FnMut(&str, &Arc<str>, Record) -> Result<()>) -> Result<()> {
         let mut codec = (0, self.codec_name(0));
         for shelves in self.registry.all() {
             let mut cursor = 0;

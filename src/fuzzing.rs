@@ -368,6 +368,7 @@ fn segment_header(input: &mut Input<'_>, how: u8) {
             counter: input.number(8),
             previous: input.number(8),
             previous_end: input.number(8),
+            packed_end: Some(input.number(8)).filter(|&end| end > 0),
         };
         let bytes = header.encode();
         let right = (header.counter <= MAX_VERSION).then_some(header);

@@ -87,7 +87,7 @@ fn pack(fs: Arc<dyn Fs>, path: &Path) -> Result<()> {
     let last = journal::list(&*place.fs, &place.journal)?.last().copied().unwrap_or(0);
     let numbers = Numbers::after(last);
     let mut out = Out::new(&place, numbers.next());
-    engine.walk(&mut |collection, codec, record| {
+    engine.walk(|collection, codec, record| {
         let value = encoded(collection, codec, &record)?;
         out.put(collection, codec, &record.member, record.version, None, value)?;
         if out.is_large() {
@@ -125,7 +125,7 @@ fn unpack(fs: Arc<dyn Fs>, path: &Path) -> Result<()> {
         lot.clear();
         Ok(())
     };
-    engine.walk(&mut |collection, codec, record| {
+    engine.walk(|collection, codec, record| {
         lot.push((collection.to_owned(), codec.clone(), record));
         if lot.len() >= LOT { write(&mut lot) } else { Ok(()) }
     })?;
@@ -140,7 +140,7 @@ fn unpack(fs: Arc<dyn Fs>, path: &Path) -> Result<()> {
     let all: Vec<u64> = known.iter().map(|known| known.number).collect();
     let numbers = Numbers::after(highest);
     let mut tomb = Out::new(&place, numbers.next());
-    tomb.replaces(&all);
+    tomb.speak_of(&journal::frame::Others { replaced: all.clone(), ends: Vec::new() });
     tomb.finish(counter)?;
     front::remove(&place, &all)?;
     front::remove(&place, &[tomb.number])

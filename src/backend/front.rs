@@ -152,8 +152,6 @@ pub(super) struct Known {
     pub(super) header: Option<segment::Header>,
     /// How far it was durable, at least.
     pub(super) durable: u64,
-    /// The journal went on after it.
-    pub(super) is_followed: bool,
 }
 
 /// What stands in the journal's directory.
@@ -167,11 +165,11 @@ pub(super) struct Segments {
     pub(super) highest: u64,
 }
 
-/// The most segments that are packed into one.
+/// The most segments that are packed into one, and the most that one speaks of.
 pub(super) const MANY: usize = 1 << 16;
 
 /// The bytes of the longest list of segments, as a frame.
-const LONGEST_LIST: u64 = (frame::HEADER + MANY * 8) as u64;
+const LONGEST_LIST: u64 = (frame::HEADER + 4 + MANY * 8 + MANY * 16) as u64;
 
 /// The segments that are there, in order. One that cannot be read makes the load fail, and stays: it holds too much to be
 /// put aside for an error that may pass.
@@ -184,38 +182,28 @@ pub(super) fn segments(place: &Place) -> Result<Segments> {
         if let Some(header) = header {
             ends.insert(header.previous, header.previous_end);
         }
-        found.push(Known {
-            number,
-            header,
-            durable: header.and_then(|header| header.packed_end).unwrap_or(0),
-            is_followed: false,
-        });
+        found.push(Known { number, header, durable: header.and_then(|header| header.packed_end).unwrap_or(0) });
     }
-    for known in &mut found {
-        if let Some(end) = ends.get(&known.number) {
-            (known.durable, known.is_followed) = (known.durable.max(*end), true);
-        }
-    }
-    let highest = found.iter().map(|known| known.number).max().unwrap_or(0);
-    let replaced = replaced(place, &found)?;
-    found.retain(|known| !replaced.contains(&known.number));
-    Ok(Segments { known: found, replaced: replaced.into_iter().collect(), highest })
-}
-
-/// The segments that packed ones name as those whose place they have taken.
-fn replaced(place: &Place, known: &[Known]) -> Result<HashSet<u64>> {
     let mut replaced = HashSet::new();
-    for known in known.iter().filter(|known| known.header.is_some_and(|header| header.packed_end.is_some())) {
+    for known in found.iter().filter(|known| known.header.is_some_and(|header| header.packed_end.is_some())) {
         let start = segment::HEADER as u64;
         let bytes = journal::read(&*place.fs, &place.journal, known.number, start, start + LONGEST_LIST)?;
         let at = frame::Place { segment: known.number, offset: start };
         if let frame::Found::Whole(frame) = frame::find(&bytes, at) {
-            replaced.extend(frame.replaces().unwrap_or_default());
+            let others = frame.others().unwrap_or_default();
+            replaced.extend(others.replaced);
+            ends.extend(others.ends);
         }
     }
-    // One that is named by itself is nobody's.
-    replaced.retain(|number| known.iter().any(|known| known.number == *number));
-    Ok(replaced)
+    for known in &mut found {
+        if let Some(end) = ends.get(&known.number) {
+            known.durable = known.durable.max(*end);
+        }
+    }
+    let highest = found.iter().map(|known| known.number).max().unwrap_or(0);
+    let (replaced, known): (Vec<Known>, Vec<Known>) =
+        found.into_iter().partition(|known| replaced.contains(&known.number));
+    Ok(Segments { known, replaced: replaced.into_iter().map(|known| known.number).collect(), highest })
 }
 
 /// Removes segments, durably.

@@ -5,11 +5,12 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use super::run::{HOME, Recording, Setting, Start, act_on, build, members, open, same};
+use super::run::{HOME, Recording, Setting, Start, act_on, build, layout_of, members, open, same};
 use super::search::{Search, afterwards};
 use super::tell;
 use super::workload::{Act, Broken, History, Members, Workload, many};
 use super::{for_each, jobs};
+use crate::backend::Layout;
 use crate::error::{Error, Result};
 use crate::fs::sim::{EIO, EMFILE, ENOSPC, EROFS, Fault, Mark, Sim};
 use crate::report::Health;
@@ -265,16 +266,25 @@ fn every_call_fails_in_turn_and_nothing_promised_is_lost() {
         vec![Act::CloseAndLoad, delete("a/1"), delete("A/1"), Act::Flush, put("a/1"), put("b/1")],
     ];
     let all_kinds = all_kinds.concat();
-    let setting = |bits: u8| Setting { immediate: bits & 1 != 0, sync_fs: bits & 2 != 0, settle: false };
+    // What is packed is compacted at each sync.
+    let setting = |layout, bits: u8| Setting {
+        immediate: bits & 1 != 0,
+        sync_fs: bits & 2 != 0,
+        settle: layout == Layout::Packed,
+        layout,
+    };
     let mut scenes = Vec::new();
-    for bits in 0..2 {
-        let scene =
-            |start: Start, workload: &Workload| Scene { start, workload: workload.clone(), setting: setting(bits) };
-        scenes.push(scene(Start::filled(), &all_kinds));
-        scenes.push(scene(Start::empty(), &vec![put("a/1"), Act::Flush, delete("a/1"), Act::Flush]));
+    for layout in [Layout::Files, Layout::Packed] {
+        for bits in 0..2 {
+            let setting = setting(layout, bits);
+            let scene = |start: Start, workload: &Workload| Scene { start, workload: workload.clone(), setting };
+            scenes.push(scene(Start::filled(layout), &all_kinds));
+            scenes.push(scene(Start::empty(), &vec![put("a/1"), Act::Flush, delete("a/1"), Act::Flush]));
+        }
     }
     // Enough to be synced all together.
-    scenes.push(Scene { start: Start::filled(), workload: many().swap_remove(3), setting: setting(2) });
+    let start = Start::filled(Layout::Files);
+    scenes.push(Scene { start, workload: many().swap_remove(3), setting: setting(Layout::Files, 2) });
     let crashes = Search::of_promises(4);
     let counts = sweep(&scenes, &crashes);
     assert!(told("in a normal run", &counts, &crashes, started) > 5_000);
@@ -289,10 +299,12 @@ fn every_call_of_a_recovery_fails_in_turn_and_nothing_is_lost() {
         search.crash(job.record(None).0, job.seed);
     }
     let images = search.samples();
-    let images = images.iter().step_by((images.len() / 20).max(1)).take(20);
+    let images = images.iter().step_by((images.len() / 24).max(1)).take(24);
     let scene = |image: &crate::fs::sim::Image| {
         let hash = image.hash();
-        let setting = Setting { immediate: hash & 1 != 0, sync_fs: hash & 2 != 0, settle: false };
+        let layout = layout_of(image);
+        let settle = layout == Layout::Packed;
+        let setting = Setting { immediate: hash & 1 != 0, sync_fs: hash & 2 != 0, settle, layout };
         let healthy = Sim::new(image, HOME, setting.sync_fs);
         let (_store, found) = open(&healthy, setting).unwrap_or_else(|broken| panic!("{broken}"));
         let start = Start { image: image.clone(), members: Some(found), numbers: 0 };

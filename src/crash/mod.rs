@@ -23,6 +23,7 @@ use run::{Recording, Setting, Start, record};
 use search::Search;
 use workload::{Workload, long, many, short};
 
+use crate::backend::Layout;
 use crate::fs::sim::{Sim, Without};
 
 /// A run to be crashed.
@@ -44,26 +45,33 @@ impl Job {
 /// Every short workload, on a new store or on one that has members, in several settings; those of many members; and long
 /// ones, in one setting each.
 fn jobs(longest: usize, long_ones: usize) -> Vec<Job> {
-    let starts = [Start::empty(), Start::filled()];
+    let starts = starts();
     let mut jobs = Vec::new();
     for (number, workload) in (0..).zip(short(longest)) {
         // The longest ones, which are most of them, in three settings each: every setting comes round.
-        let settings = if workload.len() < 3 { 16 } else { 3 };
-        jobs.extend((0..settings).map(|setting| job(&starts, workload.clone(), number + setting * 5)));
+        let settings = if workload.len() < 3 { 32 } else { 4 };
+        jobs.extend((0..settings).map(|setting| job(&starts, workload.clone(), number + setting * 11)));
     }
     // What many members are synced with differs by the setting, and little else does.
     for workload in many() {
-        jobs.extend([0, 5].map(|number| job(&starts, workload.clone(), number)));
+        jobs.extend([0, 5, 16, 21].map(|number| job(&starts, workload.clone(), number)));
     }
     jobs.extend((0..long_ones as u64).map(|seed| job(&starts, long(seed), seed)));
     jobs
 }
 
-/// Sixteen numbers in a row are all settings on both starts.
-fn job(starts: &[Start; 2], workload: Workload, number: u64) -> Job {
+/// What runs begin with: nothing, and a store of each layout.
+fn starts() -> [Start; 3] {
+    [Start::empty(), Start::filled(Layout::Files), Start::filled(Layout::Packed)]
+}
+
+/// Thirty-two numbers in a row are all settings in both layouts, on both starts.
+fn job(starts: &[Start; 3], workload: Workload, number: u64) -> Job {
     let is_set = |bit: u64| number & 1 << bit != 0;
-    let setting = Setting { immediate: is_set(1), sync_fs: is_set(2), settle: is_set(3) };
-    Job { start: starts[usize::from(is_set(0))].clone(), workload, setting, seed: number }
+    let layout = if is_set(4) { Layout::Packed } else { Layout::Files };
+    let setting = Setting { immediate: is_set(1), sync_fs: is_set(2), settle: is_set(3), layout };
+    let start = if is_set(0) { 1 + usize::from(is_set(4)) } else { 0 };
+    Job { start: starts[start].clone(), workload, setting, seed: number }
 }
 
 /// Does the work on every item until one says that it was the last, on more threads than there are cores: a run waits
@@ -105,7 +113,7 @@ fn after_a_crash_anywhere_the_store_holds_what_was_promised() {
     let search = Search::new(if wanted <= 100_000 { 5 } else { 12 * wanted.div_ceil(100_000).min(64) });
     search_all(&search, &jobs(3, 100), None);
     println!("so far {}, in {:?}", search.counts(), started.elapsed());
-    let starts = [Start::empty(), Start::filled()];
+    let starts = starts();
     let mut seeds = 100..;
     while search.states() < wanted && !search.is_over() {
         let more: Vec<Job> = seeds.by_ref().take(64).map(|seed| job(&starts, long(seed), seed)).collect();
@@ -123,10 +131,12 @@ fn after_a_crash_anywhere_the_store_holds_what_was_promised() {
 #[test]
 fn a_store_below_new_directories_is_as_durable_as_any() {
     let search = Search::new(12);
-    let setting = Setting { immediate: true, sync_fs: true, settle: false };
-    let jobs: Vec<Job> =
-        short(1).into_iter().map(|workload| Job { start: Start::nothing(), workload, setting, seed: 0 }).collect();
-    search_all(&search, &jobs, None);
+    for layout in [Layout::Files, Layout::Packed] {
+        let setting = Setting { immediate: true, sync_fs: true, settle: false, layout };
+        let job = |workload| Job { start: Start::nothing(), workload, setting, seed: 0 };
+        let jobs: Vec<Job> = short(1).into_iter().map(job).collect();
+        search_all(&search, &jobs, None);
+    }
     if let Some(violation) = search.violation() {
         panic!("{violation}");
     }

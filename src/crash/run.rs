@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::tell;
 use super::workload::{Act, Broken, Effect, History, Members, Workload, effects, is_in};
-use crate::backend::{Backend, Change, Files, Loader, Progress, Quarantined, Sink};
+use crate::backend::{Backend, Change, Files, Layout, Loader, Packed, Progress, Quarantined, Sink};
 use crate::error::Result;
 use crate::fs::sim::{Bytes, Image, Mark, Op, Sim, Without};
 use crate::options::Durability;
@@ -26,6 +26,7 @@ pub(super) struct Setting {
     /// After each operation, wait until the store has nothing to do. Otherwise what comes fast goes to the disk at
     /// once.
     pub(super) settle: bool,
+    pub(super) layout: Layout,
 }
 
 impl Setting {
@@ -57,11 +58,11 @@ impl Start {
     }
 
     /// A store with members, closed.
-    pub(super) fn filled() -> Start {
+    pub(super) fn filled(layout: Layout) -> Start {
         let keys = ["a/1", "a/2", "b/1", "b/2"];
         let workload = keys.map(|key| Act::Put(key.into(), 0)).to_vec();
         let sim = Sim::new(&Start::empty().image, HOME, false);
-        let setting = Setting { immediate: false, sync_fs: false, settle: false };
+        let setting = Setting { immediate: false, sync_fs: false, settle: false, layout };
         let history = live(&sim, setting, &Start::empty(), workload).unwrap_or_else(|broken| panic!("{broken}"));
         Start { image: sim.image(), members: Some(history.after(keys.len())), numbers: history.numbers(keys.len()) }
     }
@@ -101,9 +102,21 @@ pub(super) fn record(
 
 /// A store on the file system, not loaded.
 pub(super) fn build(sim: &Sim, setting: Setting) -> Result<Store> {
-    let mut files = Files::on(Arc::new(sim.clone()), Path::new(HOME))?;
-    files.eager = setting.settle;
-    Store::options(HOME).backend(files).durability(setting.durability()).build()
+    let (fs, home) = (Arc::new(sim.clone()), Path::new(HOME));
+    let options = Store::options(HOME).durability(setting.durability());
+    let options = match setting.layout {
+        Layout::Files => {
+            let mut files = Files::on(fs, home)?;
+            files.eager = setting.settle;
+            options.backend(files)
+        }
+        Layout::Packed => {
+            let mut packed = Packed::on(fs, home)?;
+            packed.eager = setting.settle;
+            options.backend(packed)
+        }
+    };
+    options.build()
 }
 
 pub(super) fn members(store: &Store) -> Result<Members> {
@@ -282,13 +295,28 @@ impl Sink for Found {
     fn progress(&self, _progress: Progress) {}
 }
 
+/// How the store on a disk keeps its members.
+pub(super) fn layout_of(image: &Image) -> Layout {
+    let format = image.0.get(&format!("{}/.larder/format", HOME.trim_start_matches('/')));
+    let line = format.cloned().flatten().unwrap_or_default();
+    if String::from_utf8_lossy(&line).contains("packed") { Layout::Packed } else { Layout::Files }
+}
+
 /// What a load finds on a disk that is not used any more.
-pub(super) fn look(sim: &Sim) -> Result<Members, Broken> {
+pub(super) fn look(sim: &Sim, layout: Layout) -> Result<Members, Broken> {
     let found = Found::default();
-    let looked = Files::on(Arc::new(sim.clone()), Path::new(HOME)).and_then(|mut files| {
-        files.only_looks = true;
-        files.load(&Loader { sink: &found, background: Arc::default() })
-    });
+    let (fs, home) = (Arc::new(sim.clone()), Path::new(HOME));
+    let loader = Loader { sink: &found, background: Arc::default() };
+    let looked = match layout {
+        Layout::Files => Files::on(fs, home).and_then(|mut files| {
+            files.only_looks = true;
+            files.load(&loader)
+        }),
+        Layout::Packed => Packed::on(fs, home).and_then(|mut packed| {
+            packed.only_looks = true;
+            packed.load(&loader)
+        }),
+    };
     looked.map_err(failed("the store opens"))?;
     if let Some(quarantined) = found.quarantined.lock().first() {
         return Err(Broken::new("a crash is no damage", format!("quarantined: {quarantined:?}")));

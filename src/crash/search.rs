@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use super::run::{HOME, Recording, Setting, Start, live, look, open, same};
 use super::states::{Disk, Fate, Fates, MODELS, Model, Rng};
 use super::workload::{Act, Broken, Expected, Members, Workload};
+use crate::backend::Layout;
 use crate::fs::sim::{Hash128, Image, Mark, Op, Sim};
 use crate::sync::Mutex;
 
@@ -286,7 +287,8 @@ impl Search {
     ) -> (Result<Opened, Broken>, Option<Recording>) {
         let sim = Sim::new(image, HOME, setting.sync_fs);
         if !again && !hash.is_multiple_of(USED) {
-            let opened = look(&sim).map(|members| Opened { members: self.once(members), numbers: None });
+            let opened =
+                look(&sim, setting.layout).map(|members| Opened { members: self.once(members), numbers: None });
             return (opened, None);
         }
         if again {
@@ -319,7 +321,9 @@ pub(super) fn afterwards(hash: u128) -> Workload {
 const NEW: [&str; 2] = ["a/new", "new/new"];
 
 pub(super) fn go_on(sim: &Sim, image: &Image, hash: u128, setting: Setting) -> Result<(Opened, Recording), Broken> {
-    let setting = Setting { immediate: hash >> 20 & 7 == 0, settle: false, ..setting };
+    // What is packed is compacted in some.
+    let settle = setting.layout == Layout::Packed && hash >> 23 & 7 == 0;
+    let setting = Setting { immediate: hash >> 20 & 7 == 0, settle, ..setting };
     let start = Start { image: image.clone(), members: None, numbers: 0 };
     let history = live(sim, setting, &start, afterwards(hash))?;
     let log = sim.take_log();

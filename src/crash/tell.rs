@@ -56,8 +56,11 @@ fn tell(f: &mut fmt::Formatter<'_>, crash: &Crash) -> fmt::Result {
         writeln!(f, "and a crash again, of the store that was opened on what that left:")?;
     }
     let Crash { recording, at, model, fates, .. } = crash;
-    let Setting { immediate, sync_fs, settle } = recording.setting;
-    writeln!(f, "model {model:?}; Immediate: {immediate}; sync_fs: {sync_fs}; waits between operations: {settle}")?;
+    let Setting { immediate, sync_fs, settle, layout } = recording.setting;
+    writeln!(
+        f,
+        "{layout:?}; model {model:?}; Immediate: {immediate}; sync_fs: {sync_fs}; waits between operations: {settle}"
+    )?;
     writeln!(f, "workload: {}", workload(&recording.history.workload))?;
     writeln!(f, "what was done until the crash, and what became of it:")?;
     f.write_str(&log(&recording.start, &recording.log[..*at], fates, &recording.history.workload))

@@ -18,8 +18,8 @@ const CHANGE: u32 = 1;
 const TRANSACTION: u32 = 2;
 /// Members of one collection, put away by a compaction.
 const BLOCK: u32 = 3;
-/// The segments that a packed one takes the place of.
-const REPLACES: u32 = 4;
+/// What a packed segment says of others.
+const OTHERS: u32 = 4;
 
 const PUT: u8 = 1;
 const DELETE: u8 = 2;
@@ -107,12 +107,25 @@ impl Block {
     }
 }
 
-/// Appends a frame that names the segments which the one it stands in takes the place of.
-pub(crate) fn encode_replaces(out: &mut Vec<u8>, place: Place, synced: u64, numbers: &[u64]) {
-    let start = out.len();
-    out.resize(start + HEADER, 0);
-    numbers.iter().for_each(|number| out.extend_from_slice(&number.to_le_bytes()));
-    finish(out, start, place, synced, REPLACES);
+/// What a packed segment says of others.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Others {
+    /// It takes the place of these.
+    pub(crate) replaced: Vec<u64>,
+    /// How far these are durable. The segments that said so may be among those that were replaced.
+    pub(crate) ends: Vec<(u64, u64)>,
+}
+
+impl Others {
+    /// Appends it as a frame.
+    pub(crate) fn encode(&self, out: &mut Vec<u8>, place: Place, synced: u64) {
+        let start = out.len();
+        out.resize(start + HEADER, 0);
+        out.extend_from_slice(&(self.replaced.len() as u32).to_le_bytes());
+        let ends = self.ends.iter().flat_map(|&(number, end)| [number, end]);
+        self.replaced.iter().copied().chain(ends).for_each(|number| out.extend_from_slice(&number.to_le_bytes()));
+        finish(out, start, place, synced, OTHERS);
+    }
 }
 
 /// Seven bits a byte, the lowest first; the highest bit says that there are more (LEB128).
@@ -253,7 +266,7 @@ pub(crate) fn find(bytes: &[u8], place: Place) -> Found<'_> {
     let Some((header, rest)) = bytes.split_at_checked(HEADER) else { return Found::Nothing };
     let (length, kind) = (number(&header[0..4]), number(&header[16..20]));
     // Most of what is no frame is zeros, and is told without a checksum.
-    if length == 0 || !matches!(kind, CHANGE | TRANSACTION | BLOCK | REPLACES) {
+    if length == 0 || !matches!(kind, CHANGE | TRANSACTION | BLOCK | OTHERS) {
         return Found::Nothing;
     }
     if header_checksum(place, &header[..20]) != number(&header[20..24]) {
@@ -290,14 +303,14 @@ impl<'a> Frame<'a> {
             CHANGE => body.change().map(&mut found),
             TRANSACTION => body.u32().and_then(|count| (0..count).try_for_each(|_| body.change().map(&mut found))),
             BLOCK => body.block(&mut found),
-            _ => body.numbers().map(drop),
+            _ => body.others().map(drop),
         };
         whole.is_some() && body.0.is_empty()
     }
 
-    /// The segments that the one it stands in takes the place of, if it says so.
-    pub(crate) fn replaces(&self) -> Option<Vec<u64>> {
-        if self.kind == REPLACES { Body(self.body).numbers() } else { None }
+    /// What it says of other segments, if that is what it is for.
+    pub(crate) fn others(&self) -> Option<Others> {
+        if self.kind == OTHERS { Body(self.body).others() } else { None }
     }
 
     /// Whether it is the mark of a close: a transaction without changes.
@@ -341,12 +354,15 @@ impl<'a> Body<'a> {
         None
     }
 
-    fn numbers(&mut self) -> Option<Vec<u64>> {
-        let mut numbers = Vec::new();
-        while !self.0.is_empty() {
-            numbers.push(self.u64()?);
+    fn others(&mut self) -> Option<Others> {
+        let mut others = Others::default();
+        for _ in 0..self.u32()? {
+            others.replaced.push(self.u64()?);
         }
-        Some(numbers)
+        while !self.0.is_empty() {
+            others.ends.push((self.u64()?, self.u64()?));
+        }
+        Some(others)
     }
 
     fn block(&mut self, found: &mut impl FnMut(Change<'a>)) -> Option<()> {

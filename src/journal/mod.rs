@@ -103,7 +103,7 @@ pub(crate) struct Journal {
     last: Extent,
     active: Option<Active>,
     /// Closed since somebody last asked.
-    sealed: Vec<Sealed>,
+    sealed: Vec<Extent>,
     /// Reused from one append to the next.
     buffer: Vec<u8>,
 }
@@ -122,8 +122,6 @@ struct Active {
     named: bool,
     /// A write failed in a way that leaves no trust in the file.
     failed: Option<Error>,
-    /// A write failed in any way: something of it may be left.
-    torn: bool,
 }
 
 impl fmt::Debug for Journal {
@@ -137,14 +135,6 @@ impl fmt::Debug for Journal {
 pub(crate) struct Extent {
     pub(crate) number: u64,
     pub(crate) end: u64,
-}
-
-/// A segment that nothing is added to.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Sealed {
-    pub(crate) extent: Extent,
-    /// Something may stand behind its durable end that looks like frames.
-    pub(crate) torn: bool,
 }
 
 impl Journal {
@@ -221,7 +211,6 @@ impl Journal {
         if buffer.capacity() <= 16 << 20 {
             self.buffer = buffer;
         }
-        active.torn |= written.is_err();
         match written {
             Ok(()) => Ok(()),
             // What was written stands where nothing counts, and its room may be needed for what would make more.
@@ -247,8 +236,7 @@ impl Journal {
         let name = file_name(number);
         let file = self.fs.create(&self.dir, &name);
         let file = file.map_err(|error| Error::io("create", self.dir.join(&name), error))?;
-        self.active =
-            Some(Active { number, file, end: 0, synced: 0, grown: 0, named: false, failed: None, torn: false });
+        self.active = Some(Active { number, file, end: 0, synced: 0, grown: 0, named: false, failed: None });
         Ok(())
     }
 
@@ -303,13 +291,13 @@ impl Journal {
     pub(crate) fn seal(&mut self) {
         if let Some(active) = self.active.take() {
             self.last = Extent { number: active.number, end: active.synced };
-            self.sealed.push(Sealed { extent: self.last, torn: active.torn || active.end != active.synced });
+            self.sealed.push(self.last);
         }
     }
 
     /// The segments that were closed since this was last called, as far as they are durable. Each of them has a file,
     /// even if nothing in it is durable.
-    pub(crate) fn take_sealed(&mut self) -> Vec<Sealed> {
+    pub(crate) fn take_sealed(&mut self) -> Vec<Extent> {
         std::mem::take(&mut self.sealed)
     }
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::place::Place;
 use crate::backend::Change;
 use crate::fs::Native;
-use crate::journal::Journal;
+use crate::journal::{Extent, Journal, Numbers};
 use crate::store::Store;
 
 fn fixtures() -> PathBuf {
@@ -38,7 +38,12 @@ fn write_closed(path: &Path) {
 fn write_crashed(path: &Path) {
     write_closed(path);
     let place = Place::open(path, Arc::new(Native), crate::backend::Layout::Files).unwrap();
-    let mut journal = Journal::new(place.fs.clone(), place.journal.clone(), 0, 0);
+    let mut journal = Journal::new(
+        place.fs.clone(),
+        place.journal.clone(),
+        Arc::new(Numbers::after(0)),
+        Extent { number: 0, end: 0 },
+    );
     let put = |member, version, value| Change::Put {
         collection: "song",
         member,

@@ -294,8 +294,8 @@ impl Opened {
     /// How far each segment is durable that has changed, and every segment that there is a file of.
     fn tell_follower(&mut self) {
         let unsynced = self.front.unsynced();
-        for sealed in self.front.journal.take_sealed() {
-            self.follower.durable(sealed.extent, true, unsynced);
+        for extent in self.front.journal.take_sealed() {
+            self.follower.durable(extent, true, unsynced);
         }
         if let Some(extent) = self.front.journal.active() {
             self.follower.durable(extent, false, unsynced);

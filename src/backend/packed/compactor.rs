@@ -9,7 +9,7 @@ use crate::backend::files::place::Place;
 use crate::backend::front;
 use crate::background::Background;
 use crate::error::{Error, Result};
-use crate::journal::{self, Extent, Numbers, Sealed};
+use crate::journal::{self, Extent, Numbers};
 use crate::shelf::panic_message;
 use crate::sync::{Condvar, Mutex, thread, wait_for};
 
@@ -37,16 +37,6 @@ pub(super) struct Held {
     pub(super) records: u64,
     /// Something in it is damaged, and has been told.
     pub(super) damaged: bool,
-    /// Something stands behind its durable end that looks like frames, and does not count as long as a newer segment
-    /// says so.
-    pub(super) torn: bool,
-}
-
-impl Held {
-    /// It must not outlive newer ones, or has been copied to quarantine.
-    pub(super) fn goes_first(&self) -> bool {
-        self.damaged || self.torn
-    }
 }
 
 type Done = Box<dyn FnOnce(Result<()>) + Send>;
@@ -97,7 +87,7 @@ impl State {
         let small = self.held.iter().filter(|held| pass::is_small(held.end)).count();
         let grown = bytes >= self.after_last + (self.after_last / 4).max(journal::SEGMENT);
         let garbage = || members().is_none_or(|members| self.records > 2 * members as u64);
-        let worthwhile = self.held.iter().any(Held::goes_first)
+        let worthwhile = self.held.iter().any(|held| held.damaged)
             || !self.gone.is_empty()
             || small > MANY_SMALL
             || bytes >= FEW_BYTES && grown && garbage();
@@ -166,9 +156,9 @@ impl Compactor {
     }
 
     /// A segment is complete. One without anything durable in it is there all the same, and has to go.
-    pub(super) fn sealed(&self, sealed: Sealed) {
-        let Sealed { extent: Extent { number, end }, torn } = sealed;
-        self.shared.state.lock().held.push(Held { number, end, packed: false, records: 0, damaged: false, torn });
+    pub(super) fn sealed(&self, extent: Extent) {
+        let Extent { number, end } = extent;
+        self.shared.state.lock().held.push(Held { number, end, packed: false, records: 0, damaged: false });
     }
 
     /// Looks whether there is something to do, and has the thread do it. `counter` is the highest number in use.

@@ -201,8 +201,8 @@ impl Opened {
     /// Gives the segments that were sealed to the compactor.
     fn hand_over(&mut self) {
         self.compactor.count(std::mem::take(&mut self.appended));
-        for sealed in self.front.journal.take_sealed() {
-            self.compactor.sealed(sealed);
+        for extent in self.front.journal.take_sealed() {
+            self.compactor.sealed(extent);
         }
         self.compactor.wake(self.front.counter);
     }
@@ -267,10 +267,10 @@ fn load(place: &Arc<Place>, loader: &Loader<'_>) -> Result<Found> {
     }
     let mut reads = std::mem::take(&mut *reads.lock());
     reads.sort_by_key(|read| read.held.number);
-    // What stands beyond the durable end of a segment counts until something was made durable after it.
+    // What stands beyond the durable end of a segment counts until something was made durable after it: it went first.
     let is_superseded = |number: u64| {
-        let mut after = reads.iter().zip(&known).filter(|(read, _)| read.held.number > number);
-        after.any(|(read, known)| !read.held.packed && (read.held.end > segment::HEADER as u64 || known.is_followed))
+        let mut after = reads.iter().map(|read| read.held).filter(|held| held.number > number && !held.packed);
+        after.any(|held| held.end > segment::HEADER as u64)
     };
     let mut tails = Tails::default();
     for read in reads.iter().filter(|read| !read.tails.is_empty() && !is_superseded(read.held.number)) {
@@ -314,7 +314,9 @@ fn read(place: &Place, known: &Known, clears: &Mutex<HashMap<String, u64>>, load
         if *offset >= scan.durable {
             // The mark of a close has nothing in it that could be carried.
             if !frame.is_mark() {
-                tails.push((bytes[at..at + frame.size() as usize].to_vec(), *offset));
+                // What fills up to the next frame may be missing.
+                let end = (at + frame.size() as usize).min(bytes.len());
+                tails.push((bytes[at..end].to_vec(), *offset));
             }
             continue;
         }
@@ -345,7 +347,6 @@ fn read(place: &Place, known: &Known, clears: &Mutex<HashMap<String, u64>>, load
             *newest = version.max(*newest);
         }
     }
-    let torn = !tails.is_empty();
-    let held = Held { number: known.number, end: scan.durable, packed, records, damaged, torn };
+    let held = Held { number: known.number, end: scan.durable, packed, records, damaged };
     Ok(Read { held, tails, counter })
 }

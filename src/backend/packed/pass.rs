@@ -176,7 +176,7 @@ impl Index {
         let small = self.segments.iter().filter(|segment| is_small(segment.held.end)).count() > 1;
         let is_worth = |counted: &&Counted| {
             let Held { end, packed, .. } = counted.held;
-            let first = counted.held.goes_first();
+            let first = counted.held.damaged;
             let garbage = end.saturating_sub(counted.live + segment::HEADER as u64);
             match aim {
                 Aim::Everything => !packed || first || garbage * 50 > end || small && is_small(end),
@@ -187,7 +187,7 @@ impl Index {
         let mut worth: Vec<&Counted> = self.segments.iter().filter(is_worth).collect();
         worth.sort_by(|a, b| {
             let less_is_live = (a.live * b.held.end.max(1)).cmp(&(b.live * a.held.end.max(1)));
-            b.held.goes_first().cmp(&a.held.goes_first()).then(less_is_live)
+            b.held.damaged.cmp(&a.held.damaged).then(less_is_live)
         });
         let mut live = 0;
         let fits = |counted: &&Counted| {
@@ -242,8 +242,12 @@ impl Index {
         oldest_elsewhere: u64,
         pace: &Pace<'_>,
     ) -> Result<Option<Held>> {
-        let replaced: Vec<u64> = chosen.iter().map(|held| held.number).collect();
-        out.replaces(&replaced);
+        let replaced = chosen.iter().map(|held| held.number).collect();
+        // What the chosen say of those before them must not go with them.
+        let others = self.segments.iter().map(|counted| counted.held).filter(|held| !held.packed);
+        let ends: Vec<(u64, u64)> = others.map(|held| (held.number, held.end)).take(MANY).collect();
+        let is_witness = ends.iter().any(|(number, _)| chosen.iter().any(|held| held.number > *number));
+        out.speak_of(&frame::Others { replaced, ends });
         let empty = out.end();
         let mut others = Others::default();
         let mut records = 0;
@@ -277,12 +281,12 @@ impl Index {
             out.frame(|bytes, at, synced| frame::encode(bytes, at, synced, &changes));
             out.write_out(CHUNK)?;
         }
-        if out.is_empty_from(empty) && chosen.len() == 1 {
+        if out.is_empty_from(empty) && chosen.len() == 1 && !is_witness {
             // Nothing of it counts, and nothing else depends on it: it can go by itself.
             return Ok(None);
         }
         out.finish(counter)?;
-        Ok(Some(Held { number: out.number, end: out.end(), packed: true, records, damaged: false, torn: false }))
+        Ok(Some(Held { number: out.number, end: out.end(), packed: true, records, damaged: false }))
     }
 
     /// Takes a change over if it counts.
@@ -436,9 +440,9 @@ impl<'a> Out<'a> {
         self.end() + self.in_blocks as u64 >= PACKED
     }
 
-    /// Says that it takes the place of these. It must come first.
-    pub(in crate::backend) fn replaces(&mut self, numbers: &[u64]) {
-        self.frame(|bytes, at, synced| frame::encode_replaces(bytes, at, synced, numbers));
+    /// What it says of other segments. It must come first.
+    pub(in crate::backend) fn speak_of(&mut self, others: &frame::Others) {
+        self.frame(|bytes, at, synced| others.encode(bytes, at, synced));
     }
 
     fn frame(&mut self, encode: impl FnOnce(&mut Vec<u8>, frame::Place, u64)) {
