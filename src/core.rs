@@ -2,21 +2,23 @@
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use crate::backend::{Backend, Change, Loader, Progress, Quarantined, Sink, Stage};
+use crate::backend::backup::back_up;
+use crate::backend::{Backend, Change, Layout, Loader, Progress, Quarantined, Sink, Stage};
 use crate::codec;
 use crate::error::{Error, Result};
+use crate::fs::Native;
 use crate::janitor::{self, Concern, Link, Msg};
 use crate::key::{self, MAX_VALUE};
 use crate::map::{Ledger, MAX_VERSION, Named, Refused, Registry, Stamp};
 use crate::options::{Durability, Knobs, Options};
-use crate::report::{CloseReport, LoadReport};
+use crate::report::{BackupReport, CloseReport, LoadReport};
 use crate::shelf::{Record, Shelves, Stop};
 use crate::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
-use crate::sync::{Mutex, NameHasher, Receiver, RecvTimeoutError, Sender, bounded, thread};
+use crate::sync::{Mutex, MutexGuard, NameHasher, Receiver, RecvTimeoutError, Sender, bounded, thread};
 use crate::value::{Member, Value};
 
 /// The states of a store's life, in the order in which they follow each other; a load that fails goes back to
@@ -41,6 +43,8 @@ const LEAVE_AFTER: Duration = Duration::from_secs(1);
 type OnProgress = Box<dyn FnMut(Progress) + Send>;
 
 pub(crate) struct Core {
+    /// Of the embedded backend, and of copies.
+    layout: Layout,
     pub(crate) path: PathBuf,
     pub(crate) knobs: Knobs,
     life: AtomicU8,
@@ -66,6 +70,23 @@ pub(crate) struct Engine {
     outbox: Option<Sender<Msg>>,
     pub(crate) link: Arc<Link>,
     report: Mutex<LoadReport>,
+    /// See [`Ledger::cut`].
+    cut: AtomicU64,
+    /// Held by whoever copies the store.
+    copying: Mutex<()>,
+}
+
+/// A copy of the store as it was at one moment, being made.
+struct Cut<'a> {
+    engine: &'a Engine,
+    _copying: MutexGuard<'a, ()>,
+}
+
+impl Drop for Cut<'_> {
+    fn drop(&mut self) {
+        self.engine.cut.store(0, Ordering::SeqCst);
+        self.engine.each_kept(|_, _| {});
+    }
 }
 
 /// On a cache line of its own.
@@ -114,6 +135,8 @@ impl Engine {
             outbox,
             link,
             report: Mutex::new(LoadReport::default()),
+            cut: AtomicU64::new(0),
+            copying: Mutex::new(()),
         }
     }
 
@@ -156,7 +179,7 @@ impl Engine {
         loaded.map(|(engine, _, counter)| (engine, counter))
     }
 
-    /// Calls `found` with the collection, the codec, and each member. Nothing is locked meanwhile.
+    /// Calls `found` with the collection, the codec, and each member. Nothing is locked meanwhile. No two at a time.
     pub(crate) fn walk(&self, mut found: impl FnMut(&str, &Arc<str>, Record) -> Result<()>) -> Result<()> {
         let mut codec = (0, self.codec_name(0));
         for shelves in self.registry.all() {
@@ -179,6 +202,39 @@ impl Engine {
         Ok(())
     }
 
+    /// Calls `found` with the collection, the codec, and each member as it was at one moment. Writers go on meanwhile, and what they replace is kept until it was found. Returns the number of the moment.
+    pub(crate) fn walk_at_once(&self, mut found: impl FnMut(&str, &Arc<str>, Record) -> Result<()>) -> Result<u64> {
+        let _cut = Cut { engine: self, _copying: self.copying.lock() };
+        self.each_kept(|_, _| {});
+        // From here on what is replaced is kept. Whoever gets a number after the next one sees that.
+        self.cut.store(u64::MAX, Ordering::SeqCst);
+        let moment = self.version.0.fetch_add(1, Ordering::AcqRel) + 1;
+        self.cut.store(moment, Ordering::SeqCst);
+        self.walk(
+            |collection, codec, record| {
+                if record.version <= moment { found(collection, codec, record) } else { Ok(()) }
+            },
+        )?;
+        let mut failed = Ok(());
+        self.each_kept(|collection, record| {
+            if failed.is_ok() && record.version <= moment {
+                failed = found(collection, &self.codec_name(record.codec_id), record);
+            }
+        });
+        failed.map(|()| moment)
+    }
+
+    fn each_kept(&self, mut found: impl FnMut(&str, Record)) {
+        for shelves in self.registry.all() {
+            let mut kept = Vec::new();
+            crate::shelf::AnyShelf::kept(&shelves.raw, &mut kept);
+            if let Some(typed) = shelves.typed.get() {
+                typed.kept(&mut kept);
+            }
+            kept.into_iter().for_each(|record| found(shelves.name(), record));
+        }
+    }
+
     /// The collection of that name, made if there is none.
     #[inline]
     pub(crate) fn shelves(&self, name: &str) -> &Arc<Shelves> {
@@ -187,6 +243,10 @@ impl Engine {
 
     pub(crate) fn hasher(&self) -> NameHasher {
         self.hasher.clone()
+    }
+
+    pub(crate) fn report(&self) -> LoadReport {
+        self.report.lock().clone()
     }
 
     /// Something was put aside after the load.
@@ -278,7 +338,13 @@ impl Ledger for Lane<'_> {
 
     #[inline]
     fn next_version(&self) -> u64 {
-        self.engine.version.0.fetch_add(1, Ordering::Relaxed) + 1
+        // Whoever has a number above a cut sees the cut.
+        self.engine.version.0.fetch_add(1, Ordering::Acquire) + 1
+    }
+
+    #[inline]
+    fn cut(&self) -> u64 {
+        self.engine.cut.load(Ordering::Relaxed)
     }
 
     #[inline]
@@ -303,6 +369,7 @@ impl Core {
     pub(crate) fn new(options: Options) -> Core {
         Core {
             path: options.path,
+            layout: options.layout.unwrap_or_default(),
             knobs: options.knobs,
             life: AtomicU8::new(life::NEW),
             backend: Mutex::new(options.backend),
@@ -465,6 +532,10 @@ impl Core {
             return Ok(());
         }
         self.wait_until_durable(engine, "flush", Concern::Everything)
+    }
+
+    pub(crate) fn backup(&self, path: &Path) -> Result<BackupReport> {
+        back_up(Arc::new(Native), self.open()?, self.layout, path)
     }
 
     pub(crate) fn compact(&self) -> Result<()> {

@@ -113,6 +113,18 @@ pub enum Error {
         /// What was asked for.
         asked: Layout,
     },
+    /// An export could not be written.
+    Export {
+        /// What the writer said.
+        source: Arc<io::Error>,
+    },
+    /// A line could not be imported. Those before it have been.
+    Import {
+        /// The line's number, from 1.
+        line: u64,
+        /// What is wrong with it.
+        source: Cause,
+    },
     /// An operation of the file system failed.
     Io {
         /// What was being done.
@@ -212,6 +224,8 @@ impl fmt::Display for Error {
             Error::OtherLayout { path, found, asked } => {
                 write!(f, "store {} keeps its members {found} and was asked to keep them {asked}", path.display())
             }
+            Error::Export { source } => write!(f, "cannot write the export: {source}"),
+            Error::Import { line, source } => write!(f, "cannot import line {line}: {source}"),
             Error::Io { action, path, source } => write!(f, "cannot {action} {}: {source}", path.display()),
             Error::Backend { action, source } => write!(f, "backend cannot {action}: {source}"),
             Error::Degraded { reason, source: None } => write!(f, "writes are not reaching the disk: {reason}"),
@@ -228,7 +242,8 @@ impl fmt::Display for Error {
 impl StdError for Error {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
         match self {
-            Error::Io { source, .. } => Some(&**source),
+            Error::Io { source, .. } | Error::Export { source } => Some(&**source),
+            Error::Import { source, .. } => Some(&**source),
             Error::Codec { source, .. } | Error::Backend { source, .. } => Some(&**source),
             Error::Degraded { source: Some(source), .. } => Some(&**source),
             _ => None,

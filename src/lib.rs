@@ -84,6 +84,7 @@ pub mod fuzzing;
 mod janitor;
 mod journal;
 mod key;
+mod lines;
 mod map;
 mod options;
 mod report;
@@ -91,8 +92,11 @@ mod shelf;
 mod store;
 mod sync;
 mod value;
+mod view;
 
-pub use backend::{Backend, Layout, Progress, Quarantined, Stage, convert};
+pub use backend::{
+    Backend, CheckReport, Layout, Problem, Progress, Quarantined, RepairReport, Severity, Stage, check, convert, repair,
+};
 #[cfg(feature = "bincode")]
 pub use codec::Bincode;
 pub use codec::{Codec, CodecError, Json};
@@ -100,9 +104,10 @@ pub use collection::{Collection, TypedIter};
 pub use error::{Cause, Error, Result};
 pub use key::{MAX_COLLECTION, MAX_MEMBER, MAX_VALUE};
 pub use options::{Durability, Options};
-pub use report::{CloseReport, Health, LoadReport, Stats};
+pub use report::{BackupReport, CloseReport, Health, LoadReport, Stats};
 pub use store::{Iter, Store};
 pub use value::{Member, Value};
+pub use view::View;
 
 /// The documents, compiled as tests.
 #[cfg(doctest)]

@@ -165,6 +165,7 @@ impl Options {
                 Some(layout) => layout,
                 None => backend::layout_of(&self.path)?.unwrap_or_default(),
             };
+            self.layout = Some(layout);
             let (path, backend): (PathBuf, Box<dyn Backend>) = match layout {
                 Layout::Files => {
                     let files = Files::new(&self.path)?.max_journal(self.knobs.max_journal);

@@ -36,6 +36,18 @@ pub struct CloseReport {
     pub elapsed: Duration,
 }
 
+/// What a backup did.
+#[non_exhaustive]
+#[derive(Debug, Clone, Default)]
+pub struct BackupReport {
+    /// Members that were copied.
+    pub members: usize,
+    /// Why some were not: one error for each member that does not encode, with its key.
+    pub left_out: Vec<Error>,
+    /// How long it took.
+    pub elapsed: Duration,
+}
+
 /// The store in numbers, at one moment or nearly so.
 #[non_exhaustive]
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -132,7 +132,15 @@ pub(crate) enum Payload {
 /// Everything by key, and what the janitor needs. `collection` is only for errors.
 pub(crate) trait AnyShelf: Send + Sync {
     fn get(&self, collection: &str, member: &str) -> Result<Option<Value>, Stop>;
-    fn put(&self, collection: &str, member: &str, value: &Value, ledger: &dyn Ledger) -> Result<Option<Value>, Stop>;
+    /// `codec_id` is the codec that the bytes are of; 0 if nobody says.
+    fn put(
+        &self,
+        collection: &str,
+        member: &str,
+        value: &Value,
+        codec_id: u8,
+        ledger: &dyn Ledger,
+    ) -> Result<Option<Value>, Stop>;
     fn delete(&self, collection: &str, member: &str, ledger: &dyn Ledger) -> Result<Option<Value>, Stop>;
     fn clear(&self, ledger: &dyn Ledger) -> Result<usize, Stop>;
     fn contains(&self, member: &str) -> Result<bool, Refused>;
@@ -140,6 +148,8 @@ pub(crate) trait AnyShelf: Send + Sync {
     fn scan(&self, collection: &str, cursor: u64, out: &mut Vec<(Member, Value)>) -> Result<Option<u64>, Stop>;
     /// The same, as it is stored. A value that does not encode stops nobody.
     fn records(&self, cursor: u64, out: &mut Vec<Record>) -> Result<Option<u64>, Refused>;
+    /// Appends what was kept for whoever copies the store.
+    fn kept(&self, out: &mut Vec<Record>);
     fn names(&self, cursor: u64, out: &mut Vec<Member>) -> Result<Option<u64>, Refused>;
     fn tally(&self) -> Result<(usize, u64), Refused>;
     fn barrier(&self);
@@ -156,12 +166,24 @@ impl<V: Stored> AnyShelf for Shelf<V> {
         self.shown(collection, member, found)
     }
 
-    fn put(&self, collection: &str, member: &str, value: &Value, ledger: &dyn Ledger) -> Result<Option<Value>, Stop> {
+    fn put(
+        &self,
+        collection: &str,
+        member: &str,
+        value: &Value,
+        codec_id: u8,
+        ledger: &dyn Ledger,
+    ) -> Result<Option<Value>, Stop> {
+        let written_by_another = codec_id != 0 && self.form.codec_id.is_some_and(|own| own != codec_id);
+        if written_by_another {
+            let source = "it was written by another codec".into();
+            return Err(Error::codec("decode", key::join(collection, member), self.form.codec, source).into());
+        }
         let decoded = self
             .form
             .decode(value)
             .map_err(|source| Error::codec("decode", key::join(collection, member), self.form.codec, source))?;
-        let old = self.table.put(member, &mut Some(decoded), self.form.codec_id.unwrap_or(0), ledger)?;
+        let old = self.table.put(member, &mut Some(decoded), self.form.codec_id.unwrap_or(codec_id), ledger)?;
         self.shown(collection, member, old)
     }
 
@@ -191,21 +213,15 @@ impl<V: Stored> AnyShelf for Shelf<V> {
 
     fn records(&self, cursor: u64, out: &mut Vec<Record>) -> Result<Option<u64>, Refused> {
         let mut found = Vec::new();
-        let next =
-            self.table.scan(cursor, |member, value, stamp| found.push((member.clone(), value.clone(), stamp)))?;
-        out.extend(found.into_iter().map(|(member, value, stamp)| Record {
-            member,
-            version: stamp.version(),
-            codec_id: self.form.codec_id.unwrap_or(stamp.codec()),
-            value: match &self.form.encode {
-                Encode::Share(share) => Ok(share(&value)),
-                Encode::Write(write) => {
-                    let mut bytes = Vec::new();
-                    encode_guarded(*write, value, &mut bytes).map(|()| Value::from(bytes))
-                }
-            },
-        }));
+        let next = self.table.copy(cursor, |member, value, stamp| {
+            found.push(Found { member: member.clone(), value: value.clone(), stamp });
+        })?;
+        out.extend(found.into_iter().map(|found| self.record(found)));
         Ok(next)
+    }
+
+    fn kept(&self, out: &mut Vec<Record>) {
+        out.extend(self.table.take_kept().into_iter().map(|found| self.record(found)));
     }
 
     fn names(&self, cursor: u64, out: &mut Vec<Member>) -> Result<Option<u64>, Refused> {
@@ -284,6 +300,22 @@ pub(crate) fn panic_message(panic: &(dyn Any + Send)) -> String {
 }
 
 impl<V: Stored> Shelf<V> {
+    /// A member as it is stored.
+    fn record(&self, Found { member, value, stamp }: Found<V>) -> Record {
+        Record {
+            member,
+            version: stamp.version(),
+            codec_id: self.form.codec_id.unwrap_or(stamp.codec()),
+            value: match &self.form.encode {
+                Encode::Share(share) => Ok(share(&value)),
+                Encode::Write(write) => {
+                    let mut bytes = Vec::new();
+                    encode_guarded(*write, value, &mut bytes).map(|()| Value::from(bytes))
+                }
+            },
+        }
+    }
+
     /// A value as the caller by key sees it.
     fn shown(&self, collection: &str, member: &str, value: Option<V>) -> Result<Option<Value>, Stop> {
         let Some(value) = value else { return Ok(None) };

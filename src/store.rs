@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::codec::{Codec, Json};
+use crate::codec::{Codec, Json, RAW};
 use crate::collection::Collection;
 use crate::core::{Core, Engine};
 use crate::error::{Error, Result};
@@ -15,7 +15,7 @@ use crate::janitor::Concern;
 use crate::key;
 use crate::map::{Named, Refused};
 use crate::options::Options;
-use crate::report::{CloseReport, Health, LoadReport, Stats};
+use crate::report::{BackupReport, CloseReport, Health, LoadReport, Stats};
 use crate::shelf::{AnyShelf, Shelves, Stop};
 use crate::value::{Member, Value};
 
@@ -145,6 +145,42 @@ impl Store {
         self.handle.core.flush()
     }
 
+    /// Writes a copy of the store, as it is at one moment, to a new store at `path`, durably. Writers go on meanwhile: what
+    /// they replace is kept in RAM until it is copied. The copy has the layout that this store has, or files of their own
+    /// if this store has neither.
+    ///
+    /// The copy gets its name when it is whole. A crash leaves nothing there, or a directory beside it with `.partial-` in
+    /// its name, which nobody needs.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`], also if there is something at the path; [`Error::NotLoaded`], [`Error::Closed`]. A value that does not
+    /// encode is left out, and reported.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use larder::Store;
+    ///
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let (path, copy) = (dir.path().join("music"), dir.path().join("copy"));
+    /// let store = Store::open(path)?;
+    /// store.put("artist/daft_punk", "epic")?;
+    /// let report = store.backup(&copy)?;
+    /// assert_eq!((report.members, report.left_out.len()), (1, 0));
+    ///
+    /// let copy = Store::open(copy)?;
+    /// assert_eq!(copy.get("artist/daft_punk")?.unwrap(), "epic");
+    /// # Ok::<(), larder::Error>(())
+    /// ```
+    pub fn backup(&self, path: impl AsRef<Path>) -> Result<BackupReport> {
+        self.handle.core.backup(path.as_ref())
+    }
+
+    pub(crate) fn core(&self) -> &Core {
+        &self.handle.core
+    }
+
     /// Makes what is stored as small as it gets, and returns when it is: with [`Layout::Packed`](crate::Layout::Packed) every
     /// member is written once, densely, and nothing else is kept. It need not be called: what is mostly garbage is compacted
     /// by itself. Reads and writes go on meanwhile. A store that keeps its members in files has nothing to do.
@@ -238,18 +274,24 @@ impl Store {
     /// `Codec` with the action `encode` when the previous value cannot be shown as bytes.
     #[doc(alias = "Put")]
     pub fn put(&self, key: impl AsRef<str>, value: impl Into<Value>) -> Result<Option<Value>> {
-        let (collection, member) = key::split(key.as_ref())?;
-        let value = value.into();
+        self.put_encoded(key.as_ref(), RAW, value.into())
+    }
+
+    /// Puts a value that a codec has written.
+    #[inline]
+    pub(crate) fn put_encoded(&self, key: &str, codec: &str, value: Value) -> Result<Option<Value>> {
+        let (collection, member) = key::split(key)?;
         let core = &self.handle.core;
         let engine = core.open()?;
+        let codec = if codec == RAW { 0 } else { engine.codec_id(codec)? };
         core.check_size(collection, member, value.len())?;
         let shelves = engine.shelves(collection);
         let lane = core.lane(engine, shelves);
         let mut value = Some(value);
         let concern = || Concern::Member { collection: shelves.id, member: Member::from(member) };
         core.write(engine, concern, || match (shelves.typed.get(), &value) {
-            (Some(typed), Some(value)) => typed.put(collection, member, value, &lane),
-            _ => Ok(shelves.raw.table.put(member, &mut value, 0, &lane)?),
+            (Some(typed), Some(value)) => typed.put(collection, member, value, codec, &lane),
+            _ => Ok(shelves.raw.table.put(member, &mut value, codec, &lane)?),
         })
     }
 

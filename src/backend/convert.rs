@@ -7,19 +7,15 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::files::folder::Folder;
 use super::files::meta::{self, Kept};
 use super::files::place::Place;
 use super::packed::Out;
-use super::{Backend, Change, Files, Layout, Packed, files, front};
+use super::writer::Writer;
+use super::{Backend, Files, Layout, Packed, files, front};
 use crate::core::Engine;
 use crate::error::{Error, Result};
 use crate::fs::{Fs, Kind, Native};
 use crate::journal::{self, Numbers};
-use crate::shelf::Record;
-
-/// Files that are written, or removed, before they are made durable together.
-const LOT: usize = 4096;
 
 /// Moves the closed store at `path` to `layout`. A store that has it already is left as it is.
 ///
@@ -84,19 +80,9 @@ fn pack(fs: Arc<dyn Fs>, path: &Path) -> Result<()> {
     let place = files.place()?;
     files.close(counter)?;
 
-    let last = journal::list(&*place.fs, &place.journal)?.last().copied().unwrap_or(0);
-    let numbers = Numbers::after(last);
-    let mut out = Out::new(&place, numbers.next());
-    engine.walk(|collection, codec, record| {
-        let value = encoded(collection, codec, &record)?;
-        out.put(collection, codec, &record.member, record.version, None, value)?;
-        if out.is_large() {
-            out.finish(counter)?;
-            out = Out::new(&place, numbers.next());
-        }
-        Ok(())
-    })?;
-    out.finish(counter)?;
+    let mut writer = Writer::new(&place, Layout::Packed)?;
+    engine.walk(|collection, codec, record| writer.put(collection, codec, record))?;
+    writer.finish(counter)?;
     place.write_kept(Kept::PackedBesideFiles)?;
     remove_files(&place)
 }
@@ -109,28 +95,9 @@ fn unpack(fs: Arc<dyn Fs>, path: &Path) -> Result<()> {
     packed.close(counter)?;
 
     place.write_kept(Kept::PackedBesideFiles)?;
-    let mut folder = Folder::new(place.clone())?;
-    let mut lot: Vec<(String, Arc<str>, Record)> = Vec::new();
-    let mut write = |lot: &mut Vec<(String, Arc<str>, Record)>| {
-        let changes = lot.iter().map(|(collection, codec, record)| {
-            let value = encoded(collection, codec, record)?;
-            let (member, version) = (&*record.member, record.version);
-            Ok(Change::Put { collection, member, version, deadline: None, codec, value })
-        });
-        let changes = changes.collect::<Result<Vec<_>>>()?;
-        if let Err(rejected) = folder.apply(&changes) {
-            return Err(rejected.into_error());
-        }
-        folder.sync()?;
-        lot.clear();
-        Ok(())
-    };
-    engine.walk(|collection, codec, record| {
-        lot.push((collection.to_owned(), codec.clone(), record));
-        if lot.len() >= LOT { write(&mut lot) } else { Ok(()) }
-    })?;
-    write(&mut lot)?;
-    place.write_counter(counter)?;
+    let mut writer = Writer::new(&place, Layout::Files)?;
+    engine.walk(|collection, codec, record| writer.put(collection, codec, record))?;
+    writer.finish(counter)?;
 
     // From here on the segments are the journal of a store of files, which says the same as the files do. A part of them
     // might not: so another comes first that says that all of them count for nothing.
@@ -144,16 +111,6 @@ fn unpack(fs: Arc<dyn Fs>, path: &Path) -> Result<()> {
     tomb.finish(counter)?;
     front::remove(&place, &all)?;
     front::remove(&place, &[tomb.number])
-}
-
-fn encoded<'a>(collection: &str, codec: &str, record: &'a Record) -> Result<&'a [u8]> {
-    match &record.value {
-        Ok(value) => Ok(value),
-        Err(error) => {
-            let key = crate::key::join(collection, &record.member);
-            Err(Error::codec("encode", key, codec, error.to_string().into()))
-        }
-    }
 }
 
 /// Removes the members' files beside a packed store. What is not larder's stays.

@@ -171,12 +171,27 @@ pub(super) const MANY: usize = 1 << 16;
 /// The bytes of the longest list of segments, as a frame.
 const LONGEST_LIST: u64 = (frame::HEADER + 4 + MANY * 8 + MANY * 16) as u64;
 
+/// The numbers of the segments. Beside a writer a listing may miss both a segment and the one that takes its place: two
+/// that are the same do not.
+fn list(place: &Place) -> Result<Vec<u64>> {
+    let list = || journal::list(&*place.fs, &place.journal);
+    let mut numbers = list()?;
+    while place.is_only_looked_at() {
+        let again = list()?;
+        if again == numbers {
+            break;
+        }
+        numbers = again;
+    }
+    Ok(numbers)
+}
+
 /// The segments that are there, in order. One that cannot be read makes the load fail, and stays: it holds too much to be
 /// put aside for an error that may pass.
 pub(super) fn segments(place: &Place) -> Result<Segments> {
     let mut found: Vec<Known> = Vec::new();
     let mut ends = HashMap::new();
-    for number in journal::list(&*place.fs, &place.journal)? {
+    for number in list(place)? {
         let start = journal::read(&*place.fs, &place.journal, number, 0, segment::HEADER as u64)?;
         let header = segment::Header::decode(&start, number);
         if let Some(header) = header {
@@ -208,7 +223,7 @@ pub(super) fn segments(place: &Place) -> Result<Segments> {
 
 /// Removes segments, durably.
 pub(super) fn remove(place: &Place, numbers: &[u64]) -> Result<()> {
-    if numbers.is_empty() {
+    if numbers.is_empty() || place.is_only_looked_at() {
         return Ok(());
     }
     for number in numbers {
@@ -223,6 +238,27 @@ pub(super) fn remove(place: &Place, numbers: &[u64]) -> Result<()> {
     place.sync_dir(&place.journal)
 }
 
+/// Reads a segment.
+///
+/// Beside its writer a part may be read before it is written, and what follows it after: that looks like damage, and goes
+/// when it is read again.
+pub(super) fn read(place: &Place, known: &Known) -> Result<Vec<u8>> {
+    let read = || journal::read(&*place.fs, &place.journal, known.number, 0, u64::MAX);
+    let mut bytes = read()?;
+    while place.is_only_looked_at() {
+        let frames = &bytes[bytes.len().min(segment::HEADER)..];
+        if segment::scan(frames, known.number, segment::HEADER as u64, known.durable).damaged.is_empty() {
+            break;
+        }
+        let again = read()?;
+        if again == bytes {
+            break;
+        }
+        bytes = again;
+    }
+    Ok(bytes)
+}
+
 /// Puts copies of what is damaged in a segment into quarantine. True if there is anything.
 pub(super) fn put_damage_aside(
     place: &Place,
@@ -232,7 +268,8 @@ pub(super) fn put_damage_aside(
     loader: &Loader<'_>,
 ) -> Result<bool> {
     let name = journal::file_name(known.number);
-    let is_headless = known.header.is_none() && scan.durable > 0;
+    // Beside its writer one may have been met before it had its header.
+    let is_headless = scan.durable > 0 && segment::Header::decode(bytes, known.number).is_none();
     if is_headless {
         let reason = "its header is damaged: its frames are not";
         place.put_part_aside(&name, 0, &bytes[..bytes.len().min(segment::HEADER)], reason, loader)?;

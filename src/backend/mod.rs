@@ -118,18 +118,24 @@
 //! # Ok::<(), larder::Error>(())
 //! ```
 
+pub(crate) mod backup;
+mod check;
 mod convert;
 pub(crate) mod files;
 mod front;
+mod look;
 mod memory;
 mod packed;
+mod writer;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub use check::{CheckReport, Problem, RepairReport, Severity, check, repair};
 pub use convert::convert;
 pub use files::Files;
+pub(crate) use look::Look;
 pub use memory::Memory;
 pub use packed::Packed;
 

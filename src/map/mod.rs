@@ -97,4 +97,8 @@ pub(crate) trait Ledger {
 
     /// The collection was cleared, at this version.
     fn cleared(&self, version: u64);
+
+    /// Somebody copies the store as it was when this was the highest number: values of this version or less are kept
+    /// when they are replaced. 0 when nobody does. To be asked after [`next_version`](Self::next_version).
+    fn cut(&self) -> u64;
 }

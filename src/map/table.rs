@@ -16,8 +16,8 @@ use hashbrown::HashTable;
 use hashbrown::hash_table::Entry;
 
 use super::{Ledger, Refused, Stamp, Stored};
-use crate::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use crate::sync::{NameHasher, RwLock, RwLockWriteGuard};
+use crate::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use crate::sync::{Mutex, NameHasher, RwLock, RwLockWriteGuard};
 use crate::value::Member;
 
 /// Shards double at most this often: a million of them, three thousand million members.
@@ -101,6 +101,11 @@ pub(crate) struct Table<V> {
     moved: AtomicBool,
     root: Shard<V>,
     levels: OnceLock<Box<Levels<V>>>,
+    /// What was replaced while somebody copied the store: see [`Ledger::cut`].
+    kept: Mutex<Vec<Found<V>>>,
+    /// How far whoever copies the store has come, as a cursor: what lies before it need not be kept. Written under the
+    /// lock of the shard that was copied.
+    copied: AtomicU64,
 }
 
 /// A member that was found.
@@ -176,6 +181,8 @@ impl<V: Stored> Table<V> {
             moved: AtomicBool::new(false),
             root: Shard::new(),
             levels: OnceLock::new(),
+            kept: Mutex::new(Vec::new()),
+            copied: AtomicU64::new(0),
         }
     }
 
@@ -318,8 +325,12 @@ impl<V: Stored> Table<V> {
                         *at_risk = *at_risk - was_at_risk + weight;
                     }
                     let was_dirty = slot.stamp.dirty();
+                    let old_stamp = slot.stamp;
                     slot.stamp = Stamp::new(ledger.next_version(), codec, persists);
                     let old = std::mem::replace(&mut slot.value, value.take());
+                    if old_stamp.version() <= ledger.cut() {
+                        self.keep(hash, &slot.member, &old, old_stamp);
+                    }
                     match &old {
                         Some(old) => *bytes -= (member.len() + old.weight()) as u64,
                         None => *live += 1,
@@ -437,7 +448,7 @@ impl<V: Stored> Table<V> {
             if slot.value.is_none() || only.is_some_and(|version| version != slot.stamp.version()) {
                 return Ok(None);
             }
-            let weight = slot.charge();
+            let (weight, old_stamp) = (slot.charge(), slot.stamp);
             let old = if ledger.persists() {
                 let was_at_risk = slot.at_risk();
                 ledger.charge(member.len() as isize - was_at_risk as isize)?;
@@ -452,6 +463,9 @@ impl<V: Stored> Table<V> {
                 ledger.next_version();
                 occupied.remove().0.value
             };
+            if old_stamp.version() <= ledger.cut() {
+                self.keep(hash, &Member::from(member), &old, old_stamp);
+            }
             *live -= 1;
             *bytes -= weight as u64;
             Ok(old)
@@ -474,6 +488,12 @@ impl<V: Stored> Table<V> {
         }
         let version = ledger.next_version();
         ledger.cleared(version);
+        let cut = ledger.cut();
+        if cut > 0 {
+            for slot in all.guards.iter().flat_map(|inner| &inner.slots).filter(|slot| slot.stamp.version() <= cut) {
+                self.keep(self.hash(&slot.member), &slot.member, &slot.value, slot.stamp);
+            }
+        }
         let mut freed = 0;
         for inner in &mut all.guards {
             cleared.members += inner.live as usize;
@@ -498,6 +518,26 @@ impl<V: Stored> Table<V> {
         }
         ledger.charge(-(freed as isize))?;
         Ok(cleared)
+    }
+
+    /// Keeps what is being replaced, unless it was copied already.
+    #[cold]
+    fn keep(&self, hash: u64, member: &Member, value: &Option<V>, stamp: Stamp) {
+        let place = u64::from(shard_bits(hash).reverse_bits());
+        if let Some(value) = value.as_ref().filter(|_| place >= self.copied.load(Ordering::Relaxed)) {
+            self.kept.lock().push(Found { member: member.clone(), value: value.clone(), stamp });
+        }
+    }
+
+    /// As [`scan`](Self::scan), for whoever copies the store.
+    pub(crate) fn copy(&self, cursor: u64, mut pick: impl FnMut(&Member, &V, Stamp)) -> Result<Option<u64>, Refused> {
+        self.scan_then(cursor, &mut pick, |next| self.copied.store(next, Ordering::Relaxed))
+    }
+
+    /// Another copy begins, or the one that was made is done: what was kept for it is returned.
+    pub(crate) fn take_kept(&self) -> Vec<Found<V>> {
+        self.copied.store(0, Ordering::Relaxed);
+        std::mem::take(&mut *self.kept.lock())
     }
 
     /// Clears the dirty mark, and then reads the value: a write that comes after the mark was cleared sends the key
@@ -533,6 +573,16 @@ impl<V: Stored> Table<V> {
     /// The cursor is the shard bits read backwards, in the upper half: in that order, splitting a shard only
     /// divides the range that it covers.
     pub(crate) fn scan(&self, cursor: u64, mut pick: impl FnMut(&Member, &V, Stamp)) -> Result<Option<u64>, Refused> {
+        self.scan_then(cursor, &mut pick, |_| {})
+    }
+
+    /// Calls `done` with where to go on, at the latest 2^32, while the shard is still locked.
+    fn scan_then(
+        &self,
+        cursor: u64,
+        pick: &mut dyn FnMut(&Member, &V, Stamp),
+        done: impl Fn(u64),
+    ) -> Result<Option<u64>, Refused> {
         let bits = (cursor as u32).reverse_bits();
         loop {
             let (number, shard) = self.find_shard(bits);
@@ -549,6 +599,7 @@ impl<V: Stored> Table<V> {
                 }
             }
             let next = cursor + (1 << (32 - shard.depth.load(Ordering::Relaxed)));
+            done(next);
             return Ok((next < 1 << 32).then_some(next));
         }
     }
@@ -711,6 +762,10 @@ mod tests {
         }
         fn dirty(&self, _member: &Member) {}
         fn cleared(&self, _version: u64) {}
+
+        fn cut(&self) -> u64 {
+            0
+        }
     }
 
     fn filled(members: usize) -> (Table<Value>, Counts) {

@@ -119,7 +119,7 @@ pub(in crate::backend) fn read_whole(file: &mut dyn File, buffer: &mut Vec<u8>) 
 }
 
 /// EIO; on Windows ERROR_CRC and ERROR_IO_DEVICE. std has no kind for them.
-fn is_bad_medium(error: &io::Error) -> bool {
+pub(in crate::backend) fn is_bad_medium(error: &io::Error) -> bool {
     let codes: &[i32] = if cfg!(windows) { &[23, 1117] } else { &[5] };
     error.raw_os_error().is_some_and(|code| codes.contains(&code))
 }

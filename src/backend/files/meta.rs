@@ -24,6 +24,21 @@ pub(in crate::backend) struct Lock {
 impl Lock {
     /// Takes the lock of the store at `root`, or says at once who has it.
     pub(in crate::backend) fn take(fs: &dyn Fs, root: &Path, meta: &Dir) -> Result<Lock> {
+        let mut lock = Lock::open(fs, root, meta)?;
+        // The note is for people. A full disk must not keep a store from being opened and emptied.
+        _ = lock.file.write_note(&format!("process {}\n", std::process::id()));
+        Ok(lock)
+    }
+
+    /// The same, and leaves no trace: without a file for it, there is nobody who could have it.
+    pub(in crate::backend) fn hold(fs: &dyn Fs, root: &Path, meta: &Dir) -> Result<Option<Lock>> {
+        match fs.kind(meta, LOCK).map_err(|error| Error::io("look at the lock", meta.join(LOCK), error))? {
+            Some(_) => Lock::open(fs, root, meta).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    fn open(fs: &dyn Fs, root: &Path, meta: &Dir) -> Result<Lock> {
         let path = meta.join(LOCK);
         let mut file = fs.open_lock(meta, LOCK).map_err(|error| Error::io("open the lock", &path, error))?;
         if !file.try_lock().map_err(|error| Error::io("lock", &path, error))? {
@@ -33,8 +48,6 @@ impl Lock {
         if !file.is_named(&path).map_err(|error| Error::io("stat the lock", &path, error))? {
             return Err(Error::Locked { path: root.to_owned(), holder: "a store that replaced the lock".into() });
         }
-        // The note is for people. A full disk must not keep a store from being opened and emptied.
-        _ = file.write_note(&format!("process {}\n", std::process::id()));
         Ok(Lock { file })
     }
 }

@@ -15,7 +15,7 @@ pub(super) mod meta;
 pub(super) mod name;
 pub(super) mod place;
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -158,8 +158,15 @@ impl Backend for Files {
     }
 }
 
+/// Gives what there is to the loader, and changes nothing.
+pub(super) fn look(place: Arc<Place>, loader: &Loader<'_>) -> Result<u64> {
+    Opened::load(place, 0, loader).map(|open| open.front.counter)
+}
+
 impl Opened {
     fn load(place: Arc<Place>, max_journal: u64, loader: &Loader<'_>) -> Result<Opened> {
+        // Beside a writer, what is in the journal now is in the files a moment later, and not the other way round.
+        let early = if place.is_only_looked_at() { Some(Early::read(&place)?) } else { None };
         let (mut damaged, highest) = load::load(&*place.fs, &place.root, loader)?;
         let (mark, mut counter) = match meta::read_mark(&*place.fs, &place.meta)? {
             Mark::At(mark) => (Some(mark), mark),
@@ -177,9 +184,16 @@ impl Opened {
         let mut replaced = HashSet::new();
         let mut last = Extent { number: 0, end: 0 };
         let mut aside = !damaged.is_empty();
-        let front::Segments { known: found, replaced: gone, highest } = front::segments(&place)?;
+        let (segments, mut read) = match early {
+            Some(Early { segments, read }) => (segments, read),
+            None => (front::segments(&place)?, HashMap::new()),
+        };
+        let front::Segments { known: found, replaced: gone, highest } = segments;
         for known in found {
-            let bytes = journal::read(&*place.fs, &place.journal, known.number, 0, u64::MAX)?;
+            let bytes = match read.remove(&known.number) {
+                Some(bytes) => bytes,
+                None => front::read(&place, &known)?,
+            };
             let frames = &bytes[bytes.len().min(segment::HEADER)..];
             let scan = segment::scan(frames, known.number, segment::HEADER as u64, known.durable);
             aside |= put_damage_aside(&place, &known, &bytes, &scan, loader)?;
@@ -335,6 +349,29 @@ impl Opened {
         self.front.journal.seal();
         self.tell_follower();
         self.follower.retire_all(but_the_last)
+    }
+}
+
+/// The journal, read before the files.
+struct Early {
+    segments: front::Segments,
+    read: HashMap<u64, Vec<u8>>,
+}
+
+impl Early {
+    fn read(place: &Place) -> Result<Early> {
+        let mut segments = front::segments(place)?;
+        let mut read = HashMap::new();
+        for known in &segments.known {
+            match front::read(place, known) {
+                Ok(bytes) => _ = read.insert(known.number, bytes),
+                // What was in it is in the files.
+                Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        segments.known.retain(|known| read.contains_key(&known.number));
+        Ok(Early { segments, read })
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::meta::{self, JOURNAL_DIR, Kept, Lock, META_DIR, QUARANTINE_DIR, TMP_DIR};
 use super::{header, load, name};
-use crate::backend::{Change, Layout, Loader};
+use crate::backend::{Change, Layout, Loader, Quarantined};
 use crate::error::{Error, Result};
 use crate::fs::{Dir, Fs, Kind, write_all};
 use crate::journal;
@@ -22,7 +22,8 @@ pub(in crate::backend) struct Place {
     quarantine: Dir,
     /// What the format said when it was opened.
     pub(in crate::backend) kept: Kept,
-    _lock: Lock,
+    /// `None` for one that is only looked at: nothing is changed there.
+    lock: Option<Lock>,
 }
 
 impl Place {
@@ -48,7 +49,7 @@ impl Place {
         let quarantine = open_or_make(&*fs, &meta, QUARANTINE_DIR)?;
         let journal = Arc::new(open_or_make(&*fs, &meta, JOURNAL_DIR)?);
         let kept = format.unwrap_or(if layout == Layout::Files { Kept::Files } else { Kept::Packed });
-        let place = Place { fs, root, meta, journal, quarantine, kept, _lock: lock };
+        let place = Place { fs, root, meta, journal, quarantine, kept, lock: Some(lock) };
         if format.is_none() {
             place.initialise(&tmp)?;
         }
@@ -56,12 +57,88 @@ impl Place {
         Ok(place)
     }
 
+    /// Opens the directory of a store that may belong to somebody else, to look at it.
+    /// `kept` is what the format says if it says nothing.
+    pub(in crate::backend) fn look(path: &Path, fs: Arc<dyn Fs>, kept: Option<Kept>) -> Result<Place> {
+        let nothing = || Error::NotAStore { path: path.to_owned(), reason: "there is no store" };
+        let open = |parent: &Dir, name: &str| {
+            fs.open_dir(parent, name).map_err(|error| match error.kind() {
+                io::ErrorKind::NotFound => nothing(),
+                _ => Error::io("open directory", parent.join(name), error),
+            })
+        };
+        let root = fs.open_root(path).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => nothing(),
+            _ => Error::io("open directory", path, error),
+        })?;
+        let meta = open(&root, META_DIR)?;
+        let kept = match kept {
+            Some(kept) => kept,
+            None => meta::read_format(&*fs, path, &meta)?.ok_or_else(nothing)?,
+        };
+        // One that is not there holds nothing, as this one does: no name in it is a segment's.
+        let or_meta = |name| match fs.open_dir(&meta, name) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => open(&root, META_DIR),
+            opened => opened.map_err(|error| Error::io("open directory", meta.join(name), error)),
+        };
+        let (journal, quarantine) = (Arc::new(or_meta(JOURNAL_DIR)?), or_meta(QUARANTINE_DIR)?);
+        Ok(Place { fs, root, meta, journal, quarantine, kept, lock: None })
+    }
+
+    pub(in crate::backend) fn is_only_looked_at(&self) -> bool {
+        self.lock.is_none()
+    }
+
+    /// Makes the file of the format again. What it was goes into quarantine.
+    pub(in crate::backend) fn mend_format(
+        fs: &dyn Fs,
+        root: &Dir,
+        meta: &Dir,
+        kept: Kept,
+        damaged: Option<Error>,
+    ) -> Result<Option<Quarantined>> {
+        let (tmp, quarantine) = (open_or_make(fs, meta, TMP_DIR)?, open_or_make(fs, meta, QUARANTINE_DIR)?);
+        let path = meta.join(meta::FORMAT_FILE);
+        let moved = damaged.map(|error| {
+            let name = load::quarantine_name(now(), 0, META_DIR, meta::FORMAT_FILE);
+            let moved = fs.rename(meta, meta::FORMAT_FILE, &quarantine, &name);
+            moved.map_err(|error| Error::io("quarantine", &path, error))?;
+            Ok(Quarantined { path: path.clone(), reason: error.to_string(), moved_to: quarantine.join(&name) })
+        });
+        let moved = moved.transpose()?;
+        for dir in [&quarantine, meta, root] {
+            fs.sync_dir(dir).map_err(|error| Error::io("sync directory", dir.path(), error))?;
+        }
+        meta::write_format(fs, meta, &tmp, kept)?;
+        Ok(moved)
+    }
+
+    /// Moves a segment that cannot be read into quarantine.
+    pub(in crate::backend) fn put_segment_aside(
+        fs: &dyn Fs,
+        meta: &Dir,
+        path: &Path,
+        reason: &str,
+    ) -> Result<Quarantined> {
+        let (journal, quarantine) = (open_or_make(fs, meta, JOURNAL_DIR)?, open_or_make(fs, meta, QUARANTINE_DIR)?);
+        let segment = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let name = load::quarantine_name(now(), 0, JOURNAL_DIR, segment);
+        let moved = fs.rename(&journal, segment, &quarantine, &name);
+        moved.map_err(|error| Error::io("quarantine", path, error))?;
+        for dir in [&quarantine, &journal] {
+            fs.sync_dir(dir).map_err(|error| Error::io("sync directory", dir.path(), error))?;
+        }
+        let reason = format!("it cannot be read: {reason}");
+        Ok(Quarantined { path: path.to_owned(), reason, moved_to: quarantine.join(&name) })
+    }
+
     /// The format is written last: without it there is nothing in the directory that counts.
     fn initialise(&self, tmp: &Dir) -> Result<()> {
         let listed = self.fs.list(&self.root).map_err(|error| Error::io("list", self.root.path(), error))?;
-        if listed.iter().any(|entry| entry.name != META_DIR) {
+        let segments = journal::list(&*self.fs, &self.journal)?;
+        if !segments.is_empty() || listed.iter().any(|entry| entry.name != META_DIR) {
             let path = self.meta.join(meta::FORMAT_FILE);
-            return Err(Error::Corrupt { path, reason: "it is missing, and there is something beside .larder".into() });
+            return Err(Error::Corrupt { path, reason: "it is missing, and there are members".into() });
         }
         self.sync_dir(&self.meta)?;
         self.sync_dir(&self.root)?;
@@ -85,6 +162,9 @@ impl Place {
     }
 
     pub(in crate::backend) fn sync_dir(&self, dir: &Dir) -> Result<()> {
+        if self.is_only_looked_at() {
+            return Ok(());
+        }
         self.fs.sync_dir(dir).map_err(|error| Error::io("sync directory", dir.path(), error))
     }
 
@@ -107,6 +187,10 @@ impl Place {
         loader: &Loader<'_>,
     ) -> Result<()> {
         let from = dir.join(file);
+        if self.is_only_looked_at() {
+            loader.quarantined(&from, reason, &from);
+            return Ok(());
+        }
         let target = load::quarantine_name(now(), number, dir_name, file);
         self.write_note(&target, &from, reason)?;
         let moved = self.fs.rename(dir, file, &self.quarantine, &target);
@@ -126,6 +210,10 @@ impl Place {
         loader: &Loader<'_>,
     ) -> Result<()> {
         let from = self.journal.join(segment);
+        if self.is_only_looked_at() {
+            loader.quarantined(&from, reason, &from);
+            return Ok(());
+        }
         let target = load::quarantine_name(now(), at as usize, JOURNAL_DIR, segment);
         self.write_note(&target, &from, reason)?;
         match self.write_copy(&target, part) {

@@ -1,4 +1,4 @@
-//! The thread that compacts: it decides when, and does it with what [`pass`](super::pass) offers.
+//! The thread that compacts: it decides when, and does it with what [`pass`] offers.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -191,6 +191,13 @@ impl Compactor {
             let waiters = std::mem::take(&mut self.shared.state.lock().waiters);
             waiters.into_iter().for_each(|done| done(Err(error.clone())));
         }
+    }
+
+    /// Writes anew what is worthwhile, what is damaged above all, on this thread, and calls `done` in the end.
+    pub(super) fn mend(&mut self, done: Done) {
+        self.end();
+        self.shared.state.lock().ending = false;
+        done(self.work().pass(Aim::Worthwhile));
     }
 
     /// The same, on this thread, and whatever there is is packed.

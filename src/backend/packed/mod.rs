@@ -33,6 +33,8 @@ pub struct Packed {
     /// Tests of crashes compact whatever there is at each sync, so that runs are alike.
     #[cfg(test)]
     pub(crate) eager: bool,
+    /// To compact is to write anew only what is damaged.
+    pub(super) mends: bool,
     /// Others only look at what a load finds.
     #[cfg(test)]
     pub(crate) only_looks: bool,
@@ -63,6 +65,7 @@ impl Packed {
         Ok(Packed {
             path,
             fs,
+            mends: false,
             #[cfg(test)]
             eager: false,
             #[cfg(test)]
@@ -136,7 +139,9 @@ impl Backend for Packed {
     }
 
     fn compact(&mut self, done: Box<dyn FnOnce(Result<()>) + Send>) {
+        let mends = self.mends;
         match self.opened() {
+            Ok(open) if mends => open.compactor.mend(done),
             Ok(open) => {
                 open.front.journal.seal();
                 open.hand_over();
@@ -237,6 +242,11 @@ struct Read {
     counter: u64,
 }
 
+/// Gives what there is to the loader, and changes nothing.
+pub(super) fn look(place: &Arc<Place>, loader: &Loader<'_>) -> Result<u64> {
+    load(place, loader).map(|found| found.counter)
+}
+
 fn load(place: &Arc<Place>, loader: &Loader<'_>) -> Result<Found> {
     let (mark, mut counter) = match meta::read_mark(&*place.fs, &place.meta)? {
         Mark::At(mark) => (Ok(()), mark),
@@ -301,7 +311,7 @@ fn load(place: &Arc<Place>, loader: &Loader<'_>) -> Result<Found> {
 
 /// Gives what is in a segment to the loader: what may not be durable is kept for later.
 fn read(place: &Place, known: &Known, clears: &Mutex<HashMap<String, u64>>, loader: &Loader<'_>) -> Result<Read> {
-    let bytes = journal::read(&*place.fs, &place.journal, known.number, 0, u64::MAX)?;
+    let bytes = front::read(place, known)?;
     let frames = &bytes[bytes.len().min(segment::HEADER)..];
     let scan = segment::scan(frames, known.number, segment::HEADER as u64, known.durable);
     let damaged = put_damage_aside(place, known, &bytes, &scan, loader)?;

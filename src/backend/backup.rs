@@ -1,0 +1,70 @@
+//! A copy of an open store, as it was at one moment.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use super::Layout;
+use super::files::meta;
+use super::files::place::Place;
+use super::writer::Writer;
+use crate::core::Engine;
+use crate::error::{Error, Result};
+use crate::fs::Fs;
+use crate::key;
+use crate::report::BackupReport;
+
+/// Tells copies that are made at the same time apart.
+static NUMBER: AtomicU64 = AtomicU64::new(0);
+
+/// Writes everything to a new store at `target`, which gets its name when it is whole.
+pub(crate) fn back_up(fs: Arc<dyn Fs>, engine: &Engine, layout: Layout, target: &Path) -> Result<BackupReport> {
+    let started = Instant::now();
+    let target = meta::absolute(target)?;
+    let failed = |error| Error::io("back up to", &target, error);
+    let (Some(parent), Some(name)) = (target.parent(), target.file_name().and_then(|name| name.to_str())) else {
+        return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, "it has no name in UTF-8")));
+    };
+    if fs.kind_at(&target, false).map_err(failed)?.is_some() {
+        return Err(failed(io::ErrorKind::AlreadyExists.into()));
+    }
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    let partial = format!(".{name}.partial-{}-{number}", std::process::id());
+    let partial_path = parent.join(&partial);
+    meta::make_path(&*fs, parent)?;
+    let parent = fs.open_root(parent).map_err(failed)?;
+    if fs.kind(&parent, &partial).map_err(failed)?.is_some() {
+        return Err(Error::io("back up by way of", partial_path, io::ErrorKind::AlreadyExists.into()));
+    }
+    let copied = copy(&fs, engine, layout, &partial_path).and_then(|report| {
+        fs.rename(&parent, &partial, &parent, name).map_err(failed)?;
+        fs.sync_dir(&parent).map_err(|error| Error::io("sync directory", parent.path(), error))?;
+        Ok(BackupReport { elapsed: started.elapsed(), ..report })
+    });
+    if copied.is_err() {
+        // It is this call's own. What cannot be removed is in nobody's way.
+        _ = std::fs::remove_dir_all(&partial_path);
+    }
+    copied
+}
+
+fn copy(fs: &Arc<dyn Fs>, engine: &Engine, layout: Layout, path: &Path) -> Result<BackupReport> {
+    let place = Arc::new(Place::open(path, fs.clone(), layout)?);
+    let mut writer = Writer::new(&place, layout)?;
+    let mut report = BackupReport::default();
+    let moment = engine.walk_at_once(|collection, codec, record| match &record.value {
+        Ok(_) => {
+            report.members += 1;
+            writer.put(collection, codec, record)
+        }
+        Err(error) => {
+            let key = key::join(collection, &record.member);
+            report.left_out.push(Error::codec("encode", key, codec, error.to_string().into()));
+            Ok(())
+        }
+    })?;
+    writer.finish(moment)?;
+    Ok(report)
+}

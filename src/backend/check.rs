@@ -1,0 +1,336 @@
+//! Looking for what is wrong with a closed store, and mending it.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::files::meta::{self, FORMAT_FILE, Kept, META_DIR, QUARANTINE_DIR, TMP_DIR};
+use super::files::place::Place;
+use super::{Backend, Files, Layout, Look, Packed, Quarantined, files};
+use crate::core::Engine;
+use crate::error::{Error, Result};
+use crate::fs::{Dir, Fs, Kind, Native};
+use crate::journal;
+
+/// How bad something is.
+#[non_exhaustive]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Severity {
+    /// Nothing is wrong with any member: it is said for whoever wonders.
+    Note,
+    /// Something is damaged that can be made again, with no member lost.
+    Mendable,
+    /// Members, or changes of them, are lost; what is left of them goes into quarantine.
+    Loss,
+}
+
+impl fmt::Display for Severity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Severity::Note => "note",
+            Severity::Mendable => "mendable",
+            Severity::Loss => "loss",
+        })
+    }
+}
+
+/// Something that [`check`] has found.
+#[non_exhaustive]
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// How bad it is.
+    pub severity: Severity,
+    /// The file or directory.
+    pub path: PathBuf,
+    /// What is wrong with it, and what that means.
+    pub explanation: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}: {}", self.severity, self.path.display(), self.explanation)
+    }
+}
+
+/// What [`check`] has found.
+#[non_exhaustive]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CheckReport {
+    /// Members that are whole.
+    pub members: usize,
+    /// Collections that have members.
+    pub collections: usize,
+    /// Everything there is to say, the worst first.
+    pub problems: Vec<Problem>,
+}
+
+impl CheckReport {
+    /// Whether there is nothing but notes.
+    pub fn is_sound(&self) -> bool {
+        self.problems.iter().all(|problem| problem.severity == Severity::Note)
+    }
+}
+
+/// What [`repair`] has done.
+#[non_exhaustive]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RepairReport {
+    /// Members that the store has now.
+    pub members: usize,
+    /// Collections that have members.
+    pub collections: usize,
+    /// What could not be kept, and where it is now.
+    pub quarantined: Vec<Quarantined>,
+}
+
+/// Reads every file and every frame of the closed store at `path`, and says in words what is wrong. It changes nothing.
+///
+/// # Errors
+///
+/// [`Error::NotAStore`] if there is none; [`Error::Locked`] if it is open; [`Error::NewerFormat`]; [`Error::Io`] when the
+/// disk fails in a way that says nothing about the store. What is damaged is no error.
+///
+/// # Examples
+///
+/// ```
+/// use larder::Store;
+///
+/// # let dir = tempfile::tempdir().unwrap();
+/// # let path = dir.path().join("music");
+/// let store = Store::open(&path)?;
+/// store.put("artist/daft_punk", "epic")?;
+/// store.close()?;
+/// assert!(larder::check(&path)?.is_sound());
+///
+/// std::fs::write(path.join("artist/daft_punk"), "edited by hand").unwrap();
+/// let report = larder::check(&path)?;
+/// assert!(report.problems[0].path.ends_with("artist/daft_punk"));
+/// assert_eq!(larder::repair(&path)?.quarantined.len(), 1);
+/// assert!(larder::check(&path)?.is_sound());
+/// # Ok::<(), larder::Error>(())
+/// ```
+pub fn check(path: impl AsRef<Path>) -> Result<CheckReport> {
+    let fs: Arc<dyn Fs> = Arc::new(Native);
+    let path = meta::absolute(path.as_ref())?;
+    let root = open_root(&*fs, &path)?;
+    let mut report = CheckReport::default();
+    let mut say = |severity, path: PathBuf, explanation: String| {
+        report.problems.push(Problem { severity, path, explanation });
+    };
+    let Some(meta) = meta_dir(&*fs, &root)? else {
+        if !has_members(&*fs, &root)? {
+            return Err(nothing(&path));
+        }
+        let explanation = "it is missing, and there are members' files beside it: `repair` makes it again".to_owned();
+        say(Severity::Mendable, root.join(META_DIR), explanation);
+        return Ok(report);
+    };
+    let _lock = meta::Lock::hold(&*fs, &path, &meta)?;
+    let kept = match meta::read_format(&*fs, &path, &meta) {
+        Ok(Some(kept)) => kept,
+        Err(error @ Error::NewerFormat { .. }) => return Err(error),
+        found => {
+            let kept = guess(&*fs, &root, &meta)?;
+            let what = match found {
+                Err(Error::Corrupt { reason, .. }) => reason,
+                Err(error) => return Err(error),
+                Ok(_) => "it is missing".to_owned(),
+            };
+            let explanation = format!("{what}; what is there is a store that keeps its members {}", kept.layout());
+            say(Severity::Mendable, meta.join(FORMAT_FILE), explanation);
+            kept
+        }
+    };
+    if let meta::Mark::Damaged(reason) = meta::read_mark(&*fs, &meta)? {
+        let explanation = format!("{reason}; the counter goes on far above every number that is in use");
+        say(Severity::Mendable, meta.join(meta::COUNTER_FILE), explanation);
+    }
+    if kept == Kept::PackedBesideFiles {
+        let explanation = "the store was being moved: `convert`, or the next load, goes on with it".to_owned();
+        say(Severity::Note, meta.join(FORMAT_FILE), explanation);
+    }
+    let mut look = Look::on(fs.clone(), &path)?.assume(kept);
+    let (engine, _) = Engine::read(&mut look)?;
+    let (members, collections, _) = engine.tally();
+    for Quarantined { path, reason, .. } in engine.report().quarantined {
+        let severity = if path.ends_with(meta::COUNTER_FILE) { continue } else { Severity::Loss };
+        say(severity, path, reason);
+    }
+    leftovers(&*fs, &root, &meta, kept, &mut say)?;
+    report.problems.sort_by(|a, b| b.severity.cmp(&a.severity).then_with(|| a.path.cmp(&b.path)));
+    Ok(CheckReport { members, collections, ..report })
+}
+
+/// What is no damage, and may be wondered about.
+fn leftovers(
+    fs: &dyn Fs,
+    root: &Dir,
+    meta: &Dir,
+    kept: Kept,
+    say: &mut impl FnMut(Severity, PathBuf, String),
+) -> Result<()> {
+    let list = |dir: &Dir| fs.list(dir).map_err(|error| Error::io("list", dir.path(), error));
+    let open = |name: &str| match fs.open_dir(meta, name) {
+        Ok(dir) => Ok(Some(dir)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::io("open directory", meta.join(name), error)),
+    };
+    if let Some(tmp) = open(TMP_DIR)? {
+        let count = list(&tmp)?.len();
+        if count > 0 {
+            let explanation =
+                format!("{count} temporary files are left from a process that ended: the next load removes them");
+            say(Severity::Note, tmp.path().to_owned(), explanation);
+        }
+    }
+    if let Some(quarantine) = open(QUARANTINE_DIR)? {
+        let count = list(&quarantine)?.iter().filter(|entry| !entry.name.ends_with(".reason")).count();
+        if count > 0 {
+            let explanation = format!("{count} damaged things were put aside here earlier; nobody needs them but you");
+            say(Severity::Note, quarantine.path().to_owned(), explanation);
+        }
+    }
+    if let Some(journal) = open(meta::JOURNAL_DIR)?
+        && kept == Kept::Files
+    {
+        let count = journal::list(fs, &journal)?.len();
+        if count > 0 {
+            let explanation =
+                "the store was not closed: what is here and not in files is brought there by the next load";
+            say(Severity::Note, journal.path().to_owned(), explanation.to_owned());
+        }
+    }
+    for entry in list(root)? {
+        let could_be_ours = entry.kind == Kind::Dir && files::name::could_be_ours(&entry.name);
+        let is_foreign = !could_be_ours || kept == Kept::Packed;
+        if entry.name != META_DIR && is_foreign {
+            let explanation = "it is not larder's, and is left alone".to_owned();
+            say(Severity::Note, root.join(&entry.name), explanation);
+        }
+    }
+    Ok(())
+}
+
+/// Mends the closed store at `path`: keeps everything that can be kept, and moves what cannot into quarantine. After it
+/// [`check`] finds the store sound, and it opens.
+///
+/// What a load does by itself it does too; beyond that it makes a missing or damaged file of the format again, goes on
+/// without a segment that cannot be read, and writes what is damaged in a packed store anew.
+///
+/// # Errors
+///
+/// Those of [`check`], and of a disk that takes no changes: nothing is lost then.
+pub fn repair(path: impl AsRef<Path>) -> Result<RepairReport> {
+    let fs: Arc<dyn Fs> = Arc::new(Native);
+    let path = meta::absolute(path.as_ref())?;
+    let root = open_root(&*fs, &path)?;
+    let mut quarantined = Vec::new();
+    let meta = match meta_dir(&*fs, &root)? {
+        Some(meta) => meta,
+        None if has_members(&*fs, &root)? => {
+            let made = fs.make_dir(&root, META_DIR).and_then(|()| fs.open_dir(&root, META_DIR));
+            made.map_err(|error| Error::io("create directory", root.join(META_DIR), error))?
+        }
+        None => return Err(nothing(&path)),
+    };
+    {
+        let _lock = meta::Lock::take(&*fs, &path, &meta)?;
+        match meta::read_format(&*fs, &path, &meta) {
+            Ok(Some(_)) => {}
+            Err(error @ (Error::NewerFormat { .. } | Error::Io { .. })) => return Err(error),
+            found => {
+                quarantined.extend(Place::mend_format(&*fs, &root, &meta, guess(&*fs, &root, &meta)?, found.err())?)
+            }
+        }
+    }
+    let kept = meta::read_format(&*fs, &path, &meta)?.ok_or_else(|| nothing(&path))?;
+    let engine = loop {
+        let done = match kept.layout() {
+            Layout::Files => Files::on(fs.clone(), &path).and_then(mend),
+            Layout::Packed => Packed::on(fs.clone(), &path).and_then(|mut packed| {
+                packed.mends = true;
+                mend(packed)
+            }),
+        };
+        match done {
+            // The medium has lost a whole segment: the rest is worth more.
+            Err(Error::Io { path: bad, source, .. })
+                if files::load::is_bad_medium(&source) && bad.parent().is_some_and(|dir| dir.ends_with("journal")) =>
+            {
+                quarantined.push(Place::put_segment_aside(&*fs, &meta, &bad, &source.to_string())?);
+            }
+            done => break done?,
+        }
+    };
+    let (members, collections, _) = engine.tally();
+    quarantined.extend(engine.report().quarantined);
+    Ok(RepairReport { members, collections, quarantined })
+}
+
+/// Loads, writes anew what has to be, and closes.
+fn mend(mut backend: impl Backend) -> Result<Engine> {
+    let (engine, counter) = Engine::read(&mut backend)?;
+    backend.sync()?;
+    let (done, finished) = std::sync::mpsc::channel();
+    backend.compact(Box::new(move |outcome| _ = done.send(outcome)));
+    finished.recv().unwrap_or(Ok(()))?;
+    backend.settle()?;
+    backend.close(counter)?;
+    Ok(engine)
+}
+
+fn nothing(path: &Path) -> Error {
+    Error::NotAStore { path: path.to_owned(), reason: "there is no store" }
+}
+
+fn open_root(fs: &dyn Fs, path: &Path) -> Result<Dir> {
+    match fs.kind_at(path, true).map_err(|error| Error::io("look at", path, error))? {
+        Some(Kind::Dir) => fs.open_root(path).map_err(|error| Error::io("open directory", path, error)),
+        _ => Err(nothing(path)),
+    }
+}
+
+fn meta_dir(fs: &dyn Fs, root: &Dir) -> Result<Option<Dir>> {
+    match fs.open_dir(root, META_DIR) {
+        Ok(meta) => Ok(Some(meta)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::io("open directory", root.join(META_DIR), error)),
+    }
+}
+
+/// Whether there is a file that verifies as a member's.
+fn has_members(fs: &dyn Fs, root: &Dir) -> Result<bool> {
+    let list = |dir: &Dir| fs.list(dir).map_err(|error| Error::io("list", dir.path(), error));
+    let mut buffer = Vec::new();
+    for entry in list(root)?.iter().filter(|entry| entry.kind == Kind::Dir && files::name::could_be_ours(&entry.name)) {
+        let path = root.join(&entry.name);
+        let dir = fs.open_dir(root, &entry.name).map_err(|error| Error::io("open directory", path, error))?;
+        for file in list(&dir)?.iter().filter(|file| file.kind == Kind::File && files::name::could_be_ours(&file.name))
+        {
+            let read = fs.open(&dir, &file.name).and_then(|mut open| files::load::read_whole(&mut *open, &mut buffer));
+            if read.is_ok_and(|length| files::header::decode(&buffer[..length]).is_ok()) {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
+}
+
+/// How a store keeps its members that does not say so.
+fn guess(fs: &dyn Fs, root: &Dir, meta: &Dir) -> Result<Kept> {
+    let journal = match fs.open_dir(meta, meta::JOURNAL_DIR) {
+        Ok(journal) => journal,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Kept::Files),
+        Err(error) => return Err(Error::io("open directory", meta.join(meta::JOURNAL_DIR), error)),
+    };
+    let numbers = journal::list(fs, &journal)?;
+    for number in &numbers {
+        let start = journal::read(fs, &journal, *number, 0, journal::segment::HEADER as u64)?;
+        let header = journal::segment::Header::decode(&start, *number);
+        if header.is_some_and(|header| header.packed_end.is_some()) {
+            return Ok(Kept::Packed);
+        }
+    }
+    Ok(if numbers.is_empty() || has_members(fs, root)? { Kept::Files } else { Kept::Packed })
+}

@@ -1,0 +1,64 @@
+//! What is behind a view: it reads a store's directory without a lock, and changes nothing.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::files::meta::{self, Kept};
+use super::files::place::Place;
+use super::{Backend, Change, Layout, Loader, Rejected, files, packed};
+use crate::error::Result;
+use crate::fs::{Fs, Native};
+
+#[derive(Debug)]
+pub(crate) struct Look {
+    fs: Arc<dyn Fs>,
+    path: PathBuf,
+    kept: Option<Kept>,
+}
+
+impl Look {
+    pub(crate) fn new(path: &Path) -> Result<Look> {
+        Look::on(Arc::new(Native), path)
+    }
+
+    pub(crate) fn on(fs: Arc<dyn Fs>, path: &Path) -> Result<Look> {
+        let path = meta::absolute(path)?;
+        meta::check_path(&*fs, &path)?;
+        Ok(Look { fs, path, kept: None })
+    }
+
+    /// Whatever the file of the format says.
+    pub(super) fn assume(self, kept: Kept) -> Look {
+        Look { kept: Some(kept), ..self }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Backend for Look {
+    fn load(&mut self, loader: &Loader<'_>) -> Result<u64> {
+        let place = Arc::new(Place::look(&self.path, self.fs.clone(), self.kept)?);
+        match place.kept.layout() {
+            Layout::Files => files::look(place, loader),
+            Layout::Packed => packed::look(&place, loader),
+        }
+    }
+
+    fn apply(&mut self, _batch: &[Change<'_>]) -> Result<(), Rejected> {
+        Ok(())
+    }
+
+    fn sync(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn close(&mut self, _counter: u64) -> Result<()> {
+        Ok(())
+    }
+
+    fn persists(&self) -> bool {
+        false
+    }
+}

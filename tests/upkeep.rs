@@ -1,0 +1,522 @@
+//! Copying a store, looking at one beside its writer, checking, mending, exporting and importing.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "in a test, a panic is the report")]
+
+mod lab;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use lab::{as_after_a_crash, segments, tree};
+use larder::{Error, Layout, Severity, Store, View};
+
+type Members = BTreeMap<String, Vec<u8>>;
+
+const LAYOUTS: [Layout; 2] = [Layout::Files, Layout::Packed];
+
+fn temporary() -> (tempfile::TempDir, PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().canonicalize().unwrap().join("store");
+    (dir, path)
+}
+
+fn contents(store: &Store) -> Members {
+    let mut contents = Members::new();
+    for collection in store.collections().unwrap() {
+        for (member, value) in store.get_all(&collection).unwrap() {
+            contents.insert(format!("{collection}/{member}"), value.to_vec());
+        }
+    }
+    contents
+}
+
+fn shown(view: &View) -> Members {
+    let mut contents = Members::new();
+    for collection in view.collections() {
+        for (member, value) in view.get_all(&collection).unwrap() {
+            contents.insert(format!("{collection}/{member}"), value.to_vec());
+        }
+    }
+    contents
+}
+
+/// A store with members of several kinds.
+fn filled(path: &Path, layout: Layout) -> (Store, Members) {
+    let store = Store::options(path).layout(layout).open().unwrap();
+    for number in 0..50u8 {
+        store.put(format!("song/{number}"), vec![number; usize::from(number) * 10]).unwrap();
+    }
+    store.put("artist/bj\u{f6}rk/\u{1}", "a name that is not portable").unwrap();
+    store.put("artist/empty", "").unwrap();
+    store.collection::<Vec<u32>>("years").unwrap().put("discovery", vec![2001, 3]).unwrap();
+    store.delete("song/7").unwrap();
+    let members = contents(&store);
+    (store, members)
+}
+
+/// Lets the other thread end when this one panics.
+struct Ends<'a>(&'a AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+// ---- backup ----
+
+#[test]
+fn a_backup_is_a_store_with_the_same_members_and_the_same_layout() {
+    for layout in LAYOUTS {
+        let (dir, path) = temporary();
+        let (store, members) = filled(&path, layout);
+        let copy = dir.path().join("copies/first");
+        let report = store.backup(&copy).unwrap();
+        assert_eq!((report.members, report.left_out.len()), (members.len(), 0));
+        assert_eq!(fs::read_dir(copy.parent().unwrap()).unwrap().count(), 1, "nothing is left beside it");
+        assert!(larder::check(&copy).unwrap().problems.is_empty());
+        let opened = Store::options(&copy).layout(layout).open().unwrap();
+        assert_eq!(contents(&opened), members);
+        assert_eq!(*opened.collection::<Vec<u32>>("years").unwrap().get("discovery").unwrap(), [2001, 3]);
+        opened.close().unwrap();
+        // The store itself goes on.
+        store.put("song/7", "again").unwrap();
+        store.close().unwrap();
+    }
+}
+
+#[test]
+fn a_backup_shows_one_moment_whatever_is_written_meanwhile() {
+    let (dir, path) = temporary();
+    let store = Store::options(&path).layout(Layout::Packed).open().unwrap();
+    // Enough for several shards, which are copied one after the other.
+    for number in 0..5000 {
+        store.put(format!("many/{number}"), "0").unwrap();
+    }
+    store.put("gone/0", "0").unwrap();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let _ends = Ends(&done);
+        let writer = scope.spawn(|| {
+            // One writer: at any moment a part of the members, from the first on, has the new number.
+            let mut round = 0;
+            while !done.load(Ordering::Relaxed) {
+                round += 1;
+                for number in 0..5000 {
+                    store.put(format!("many/{number}"), round.to_string()).unwrap();
+                }
+                store.put(format!("gone/{round}"), round.to_string()).unwrap();
+                if round % 2 == 0 {
+                    store.delete(format!("gone/{}", round - 1)).unwrap();
+                    store.delete_all("gone").unwrap();
+                    store.put(format!("gone/{round}"), round.to_string()).unwrap();
+                }
+            }
+            round
+        });
+        for copy in 0..20 {
+            let copy = dir.path().join(copy.to_string());
+            let report = store.backup(&copy).unwrap();
+            let copied = Store::open(&copy).unwrap();
+            let found = contents(&copied);
+            assert_eq!(found.len(), report.members);
+            let number = |key: &str| std::str::from_utf8(&found[key]).unwrap().parse::<u64>().unwrap();
+            let numbers: Vec<u64> = (0..5000).map(|member| number(&format!("many/{member}"))).collect();
+            assert!(numbers.is_sorted_by(|a, b| a >= b), "a later write is there and an earlier one is not");
+            assert!(numbers[0] - numbers[4999] <= 1, "{} and {}", numbers[0], numbers[4999]);
+            let gone = found.keys().filter(|key| key.starts_with("gone/")).count();
+            assert!(gone <= 2, "{gone} of what is deleted at once");
+            copied.close().unwrap();
+        }
+        done.store(true, Ordering::Relaxed);
+        assert!(writer.join().unwrap() > 0);
+    });
+}
+
+#[test]
+fn a_backup_leaves_out_what_does_not_encode_and_says_so() {
+    struct Odd(bool);
+    impl serde::Serialize for Odd {
+        fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+            if self.0 { Err(serde::ser::Error::custom("odd")) } else { serializer.serialize_unit() }
+        }
+    }
+    impl<'de> serde::Deserialize<'de> for Odd {
+        fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Odd, D::Error> {
+            <()>::deserialize(deserializer).map(|()| Odd(false))
+        }
+    }
+    let (dir, _) = temporary();
+    let store = Store::in_memory();
+    let odd = store.collection::<Odd>("odd").unwrap();
+    odd.put("well", Odd(false)).unwrap();
+    odd.put("not", Odd(true)).unwrap();
+    let report = store.backup(dir.path().join("copy")).unwrap();
+    assert_eq!(report.members, 1);
+    let [error @ Error::Codec { key, .. }] = &report.left_out[..] else { panic!("{report:?}") };
+    assert!(key == "odd/not" && error.to_string().contains("odd"), "{error}");
+    let copy = Store::open(dir.path().join("copy")).unwrap();
+    assert_eq!(contents(&copy).into_keys().collect::<Vec<_>>(), ["odd/well"]);
+    assert!(matches!(store.export(Vec::new()), Err(Error::Codec { key, .. }) if key == "odd/not"));
+}
+
+#[test]
+fn a_backup_replaces_nothing_and_leaves_nothing_when_it_fails() {
+    let (dir, path) = temporary();
+    let (store, _) = filled(&path, Layout::Packed);
+    let taken = dir.path().canonicalize().unwrap().join("taken");
+    fs::write(&taken, "somebody's").unwrap();
+    for target in [&taken, &path, &taken.join("below")] {
+        let before: BTreeSet<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        let failed = store.backup(target);
+        assert!(
+            matches!(&failed, Err(Error::Io { path, .. }) if path.starts_with(dir.path().canonicalize().unwrap())),
+            "{failed:?}"
+        );
+        let after = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(before, after);
+    }
+    assert_eq!(fs::read(&taken).unwrap(), b"somebody's");
+    store.close().unwrap();
+    assert!(matches!(store.backup(dir.path().join("late")), Err(Error::Closed { .. })));
+    assert!(matches!(Store::new(dir.path().join("new")).unwrap().backup("x"), Err(Error::NotLoaded { .. })));
+}
+
+// ---- looking ----
+
+#[test]
+fn a_view_shows_what_was_durable_beside_the_writer_and_refreshes() {
+    for layout in LAYOUTS {
+        let (_dir, path) = temporary();
+        let (store, mut members) = filled(&path, layout);
+        store.flush().unwrap();
+        let before = tree(&path);
+        let mut view = Store::open_read_only(&path).unwrap();
+        assert_eq!(shown(&view), members);
+        assert_eq!(view.load_report().quarantined, []);
+        assert_eq!(*view.typed::<Vec<u32>>("years").unwrap()[0].1, [2001, 3]);
+        let taken = view.taken_at();
+        store.put("song/7", "new").unwrap();
+        store.delete("song/8").unwrap();
+        store.delete_all("artist").unwrap();
+        store.flush().unwrap();
+        assert_eq!(shown(&view), members, "it stays as it is");
+        members = contents(&store);
+        view.refresh().unwrap();
+        assert_eq!(shown(&view), members);
+        assert!(view.taken_at() >= taken && view.age() <= taken.elapsed().unwrap_or_default());
+        store.close().unwrap();
+        view.refresh().unwrap();
+        assert_eq!(shown(&view), members);
+        // A second one, of a closed store, changes nothing there.
+        let closed = tree(&path);
+        assert_eq!(shown(&Store::open_read_only(&path).unwrap()), members);
+        assert_eq!(tree(&path), closed);
+        drop(before);
+    }
+}
+
+#[test]
+fn a_view_never_shows_less_than_what_was_flushed_before_however_fast_the_store_changes() {
+    const MANY: usize = 300;
+    for layout in LAYOUTS {
+        let (_dir, path) = temporary();
+        let store = Store::options(&path).layout(layout).max_journal(64 << 10).open().unwrap();
+        store.put("a/0", "0").unwrap();
+        store.flush().unwrap();
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let _ends = Ends(&done);
+            scope.spawn(|| {
+                let mut round = 0u64;
+                while !done.load(Ordering::Relaxed) {
+                    round += 1;
+                    for collection in ["a", "b"] {
+                        for member in 0..MANY {
+                            store
+                                .put(format!("{collection}/{member}"), format!("{round} {}", "x".repeat(300)))
+                                .unwrap();
+                        }
+                    }
+                    store.flush().unwrap();
+                    store.delete_all("b").unwrap();
+                    store.put("done/round", round.to_string()).unwrap();
+                    store.flush().unwrap();
+                    if layout == Layout::Packed && round.is_multiple_of(8) {
+                        store.compact().unwrap();
+                    }
+                }
+            });
+            let number = |value: &[u8]| -> u64 {
+                std::str::from_utf8(value).unwrap().split(' ').next().unwrap().parse().unwrap()
+            };
+            let mut view = Store::open_read_only(&path).unwrap();
+            for _ in 0..60 {
+                let known = store.get("done/round").unwrap().map_or(0, |value| number(&value));
+                // It is in RAM before it is durable: the round before it is.
+                let known = known.saturating_sub(1);
+                view.refresh().unwrap();
+                assert_eq!(view.load_report().quarantined, []);
+                let found = shown(&view);
+                let round = found.get("done/round").map_or(0, |value| number(value));
+                assert!(round >= known, "{layout:?}: round {round} after {known}");
+                for member in 0..MANY {
+                    let at = found.get(&format!("a/{member}")).map_or(0, |value| number(value));
+                    assert!(at >= known, "{layout:?}: a/{member} is of round {at}, after {known}");
+                }
+            }
+            done.store(true, Ordering::Relaxed);
+        });
+    }
+}
+
+#[test]
+fn a_view_of_nothing_is_an_error_and_makes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let photos = dir.path().join("photos");
+    fs::create_dir(&photos).unwrap();
+    fs::write(photos.join("cat.jpg"), "meow").unwrap();
+    let empty = dir.path().join("empty");
+    fs::create_dir(&empty).unwrap();
+    let before = tree(dir.path());
+    for path in [&photos, &empty, &dir.path().join("none")] {
+        let failed = Store::open_read_only(path).map(|view| view.path().to_owned());
+        assert!(matches!(failed, Err(Error::NotAStore { .. })), "{failed:?}");
+        for failed in [larder::check(path).err(), larder::repair(path).err()] {
+            assert!(matches!(failed, Some(Error::NotAStore { .. })), "{failed:?}");
+        }
+    }
+    assert_eq!(tree(dir.path()), before);
+}
+
+#[test]
+fn a_view_tells_of_damage_and_leaves_it_where_it_is() {
+    let (_dir, path) = temporary();
+    let (store, mut members) = filled(&path, Layout::Files);
+    store.close().unwrap();
+    fs::write(path.join("song/3"), "edited by hand").unwrap();
+    members.remove("song/3");
+    let before = tree(&path);
+    let view = Store::open_read_only(&path).unwrap();
+    assert_eq!(shown(&view), members);
+    let quarantined = view.load_report().quarantined;
+    assert_eq!((quarantined.len(), &quarantined[0].path), (1, &path.join("song/3")));
+    assert_eq!(quarantined[0].moved_to, quarantined[0].path);
+    assert_eq!(tree(&path), before);
+}
+
+// ---- checking and mending ----
+
+/// Checks, finds this of that severity and nothing worse, mends, and finds nothing but notes.
+#[track_caller]
+fn assert_mends(path: &Path, severity: Severity, at: &Path, expected: &Members) {
+    let before = tree(path);
+    let report = larder::check(path).unwrap();
+    assert_eq!(tree(path), before, "a check changes nothing");
+    let worst = report.problems.first().expect("something is wrong");
+    assert!(worst.severity == severity && worst.path == at, "{worst}");
+    assert!(!worst.explanation.is_empty() && report.is_sound() == (severity == Severity::Note));
+    let repaired = larder::repair(path).unwrap();
+    assert_eq!(repaired.members, expected.len());
+    let again = larder::check(path).unwrap();
+    assert!(again.is_sound(), "{:?}", again.problems);
+    assert_eq!(again.members, expected.len());
+    let store = Store::open(path).unwrap();
+    assert_eq!(store.load_report().quarantined, []);
+    assert_eq!(contents(&store), *expected);
+    store.close().unwrap();
+}
+
+#[test]
+fn a_sound_store_is_found_sound_and_mending_it_changes_no_member() {
+    for layout in LAYOUTS {
+        let (dir, path) = temporary();
+        let (store, members) = filled(&path, layout);
+        assert!(matches!(larder::check(&path), Err(Error::Locked { .. })));
+        assert!(matches!(larder::repair(&path), Err(Error::Locked { .. })));
+        store.close().unwrap();
+        let report = larder::check(&path).unwrap();
+        assert_eq!((&report.problems[..], report.members, report.collections), (&[][..], members.len(), 3));
+        assert_eq!(larder::repair(&path).unwrap().quarantined, []);
+        let store = Store::open(&path).unwrap();
+        assert_eq!(contents(&store), members);
+        // One that was not closed is sound, too.
+        store.put("song/new", "new").unwrap();
+        store.flush().unwrap();
+        let crashed = dir.path().join("crashed");
+        as_after_a_crash(&path, &crashed);
+        let report = larder::check(&crashed).unwrap();
+        assert!(report.is_sound() && report.members == members.len() + 1, "{:?}", report.problems);
+    }
+}
+
+#[test]
+fn a_damaged_member_costs_itself() {
+    let (_dir, path) = temporary();
+    let (store, mut members) = filled(&path, Layout::Files);
+    store.close().unwrap();
+    let file = path.join("song/3");
+    let mut bytes = fs::read(&file).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&file, bytes).unwrap();
+    members.remove("song/3");
+    assert_mends(&path, Severity::Loss, &file, &members);
+}
+
+#[test]
+fn damage_in_a_packed_store_costs_what_it_hit_and_is_written_anew_by_mending() {
+    let (_dir, path) = temporary();
+    let (store, members) = filled(&path, Layout::Packed);
+    store.compact().unwrap();
+    store.put("song/after", "the compaction").unwrap();
+    store.close().unwrap();
+    let packed = segments(&path).remove(0);
+    let mut bytes = fs::read(&packed).unwrap();
+    // In the middle of a value of the block that has all songs.
+    let at = bytes.windows(300).position(|window| window == [40; 300]).unwrap();
+    bytes[at] ^= 1;
+    fs::write(&packed, bytes).unwrap();
+    let mut left = members.clone();
+    left.retain(|key, _| !key.starts_with("song/"));
+    left.insert("song/after".into(), b"the compaction".to_vec());
+    assert_mends(&path, Severity::Loss, &packed, &left);
+    assert!(!packed.exists(), "it is written anew");
+    assert!(fs::read_dir(path.join(".larder/quarantine")).unwrap().count() > 0, "and was copied before");
+}
+
+#[test]
+fn a_format_that_is_damaged_or_missing_is_made_again_as_what_there_is() {
+    for layout in LAYOUTS {
+        for damage in [None, Some("larder fromat 1\n"), Some("")] {
+            let (_dir, path) = temporary();
+            let (store, members) = filled(&path, layout);
+            store.compact().unwrap();
+            store.close().unwrap();
+            let format = path.join(".larder/format");
+            match damage {
+                None => fs::remove_file(&format).unwrap(),
+                Some(text) => fs::write(&format, text).unwrap(),
+            }
+            assert!(Store::open(&path).is_err());
+            assert_mends(&path, Severity::Mendable, &format, &members);
+        }
+    }
+    let (_dir, path) = temporary();
+    let (store, members) = filled(&path, Layout::Files);
+    store.close().unwrap();
+    fs::remove_dir_all(path.join(".larder")).unwrap();
+    let report = larder::check(&path).unwrap();
+    assert_eq!(report.problems[0].severity, Severity::Mendable);
+    assert_eq!(larder::repair(&path).unwrap().members, members.len());
+    assert_eq!(contents(&Store::open(&path).unwrap()), members);
+}
+
+#[test]
+fn a_newer_format_is_refused_by_checking_and_mending() {
+    let (_dir, path) = temporary();
+    filled(&path, Layout::Packed).0.close().unwrap();
+    fs::write(path.join(".larder/format"), "larder format 2 frozen\n").unwrap();
+    let before = tree(&path);
+    for failed in [larder::check(&path).err(), larder::repair(&path).err()] {
+        assert!(matches!(failed, Some(Error::NewerFormat { found: 2, .. })), "{failed:?}");
+    }
+    assert!(matches!(Store::open_read_only(&path), Err(Error::NewerFormat { .. })));
+    assert_eq!(tree(&path), before);
+}
+
+#[test]
+fn what_is_no_damage_is_noted_in_words() {
+    let (_dir, path) = temporary();
+    let (store, members) = filled(&path, Layout::Files);
+    store.close().unwrap();
+    fs::write(path.join("notes.txt"), "mine").unwrap();
+    fs::write(path.join(".larder/tmp/left"), "over").unwrap();
+    let report = larder::check(&path).unwrap();
+    let noted: Vec<_> = report.problems.iter().map(|problem| (problem.severity, problem.path.clone())).collect();
+    assert_eq!(noted, [(Severity::Note, path.join(".larder/tmp")), (Severity::Note, path.join("notes.txt"))]);
+    assert!(report.is_sound() && report.members == members.len());
+    larder::repair(&path).unwrap();
+    assert_eq!(fs::read(path.join("notes.txt")).unwrap(), b"mine");
+}
+
+// ---- export and import ----
+
+#[test]
+fn what_is_exported_and_imported_is_the_same_byte_for_byte() {
+    let (_dir, path) = temporary();
+    let (store, _) = filled(&path, Layout::Files);
+    let strange: Vec<u8> = (0..=255).collect();
+    store.put("strange/\"\n\u{7f}\u{1f600}", &strange).unwrap();
+    store.put("strange/utf8", "\u{0} \u{1f600} \"quoted\"\n\\").unwrap();
+    #[cfg(feature = "bincode")]
+    store.collection_with::<(String, u8), larder::Bincode>("pair").unwrap().put("m", ("text".into(), 7)).unwrap();
+    let members = contents(&store);
+    let mut lines = Vec::new();
+    assert_eq!(store.export(&mut lines).unwrap(), members.len() as u64);
+    assert_eq!(lines.iter().filter(|&&byte| byte == b'\n').count(), members.len(), "one member a line");
+
+    let other = Store::in_memory();
+    other.put("song/kept", "it is not spoken of").unwrap();
+    assert_eq!(other.import(&lines[..]).unwrap(), members.len() as u64);
+    let mut expected = members.clone();
+    expected.insert("song/kept".into(), b"it is not spoken of".to_vec());
+    assert_eq!(contents(&other), expected);
+    // The codecs came along.
+    assert_eq!(*other.collection::<Vec<u32>>("years").unwrap().get("discovery").unwrap(), [2001, 3]);
+    #[cfg(feature = "bincode")]
+    assert_eq!(other.collection_with::<(String, u8), larder::Bincode>("pair").unwrap().get("m").unwrap().1, 7);
+    assert!(matches!(
+        other.collection_with::<String, larder::Json>("pair"),
+        Ok(_) | Err(Error::Codec { .. } | Error::TypeMismatch { .. })
+    ));
+    // A view exports the same.
+    store.close().unwrap();
+    let mut again = Vec::new();
+    Store::open_read_only(&path).unwrap().export(&mut again).unwrap();
+    let sorted = |lines: &[u8]| lines.split(|&byte| byte == b'\n').map(<[u8]>::to_vec).collect::<BTreeSet<_>>();
+    assert_eq!(sorted(&again), sorted(&lines));
+}
+
+#[test]
+fn a_line_that_is_wrong_is_named_and_what_came_before_it_is_put() {
+    for (wrong, rule) in [
+        ("nonsense", "expected"),
+        ("[]", "invalid type"),
+        ("{}", "no key"),
+        (r#"{"key":"a/x"}"#, "neither value nor base64"),
+        (r#"{"key":"a/x","value":"1","base64":"MQ=="}"#, "value and base64"),
+        (r#"{"key":"a/x","value":1}"#, "not a string"),
+        (r#"{"key":"a/x","base64":"*"}"#, "Invalid"),
+        (r#"{"key":"x","value":"1"}"#, "invalid key"),
+        (r#"{"key":"../x","value":"1"}"#, "invalid key"),
+        (r#"{"key":"a/x","value":"1","codec":"NO"}"#, "codec"),
+        (r#"{"key":"a/x","value":"1","colour":"red"}"#, "not a field"),
+        (r#"{"key":"a/x","value":"1","deadline":5}"#, "deadline"),
+        ("{\"key\":\"a/\u{fffd}\",\"value\":\"\u{0}", "control character"),
+        (r#"{"key":"years/x","value":"no years","codec":"json"}"#, "decode"),
+        (r#"{"key":"years/x","value":"[]","codec":"other"}"#, "another codec"),
+    ] {
+        let store = Store::in_memory();
+        store.collection::<Vec<u32>>("years").unwrap();
+        let lines =
+            format!("{{\"key\":\"a/first\",\"value\":\"1\"}}\n\n{wrong}\n{{\"key\":\"a/last\",\"value\":\"1\"}}\n");
+        let failed = store.import(lines.as_bytes()).unwrap_err();
+        assert!(matches!(failed, Error::Import { line: 3, .. }), "{wrong}: {failed}");
+        assert!(failed.to_string().contains("line 3") && failed.to_string().contains(rule), "{wrong}: {failed}");
+        assert_eq!(contents(&store).into_keys().collect::<Vec<_>>(), ["a/first"], "{wrong}");
+    }
+    // Bytes that are no text, and a reader that fails.
+    struct Fails;
+    impl std::io::Read for Fails {
+        fn read(&mut self, _: &mut [u8]) -> std::io::Result<usize> {
+            Err(std::io::Error::other("the cable"))
+        }
+    }
+    let store = Store::in_memory();
+    assert!(matches!(store.import(&b"\xff\xfe\n"[..]), Err(Error::Import { line: 1, .. })));
+    assert!(store.import(Fails).unwrap_err().to_string().contains("the cable"));
+    assert!(matches!(store.export(&mut &mut [0u8; 0][..]), Ok(0)));
+    store.put("a/b", "c").unwrap();
+    assert!(matches!(store.export(&mut &mut [0u8; 3][..]), Err(Error::Export { .. })));
+}
