@@ -43,6 +43,18 @@
 //! No mode can damage a value that was already safe. [`Options::max_unsaved`] bounds what is not durable,
 //! [`Options::max_journal`] what is durable and not in files yet. [`Store::close`] waits until all of it is in files.
 //!
+//! # Files, or packed
+//!
+//! [`Layout::Files`], the default, keeps each member in a file of its own. [`Layout::Packed`] is for millions of small ones:
+//! the journal's segments stay, and are compacted when they are mostly garbage, or by [`Store::compact`]. A store is opened as
+//! what it is; [`convert`] moves it.
+//!
+//! # Looking after a store
+//!
+//! [`Store::backup`] copies an open store as it is at one moment. [`Store::open_read_only`] shows one beside the process that
+//! has it. [`check`] reads all of a closed one and says what is wrong, [`repair`] keeps what can be kept.
+//! [`Store::export`] and [`Store::import`] write and read a line of JSON for each member.
+//!
 //! # Consistency
 //!
 //! A read returns the last write that finished before it, or one that runs beside it. Order between members is promised by
