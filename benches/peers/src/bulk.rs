@@ -3,8 +3,8 @@
 use crate::durable::check;
 use crate::input::{self, COLLECTIONS, Member};
 use crate::measure::{Lap, Samples, turns};
-use crate::peers::{ALL, FLOOR, LARDER, PEERS, Work};
-use crate::{Config, Result, settle};
+use crate::peers::{ALL, FLOOR, LARDER, PACKED, PEERS, Work};
+use crate::{Config, Result, machine, settle};
 
 /// In seconds, of each round.
 #[derive(Default)]
@@ -15,6 +15,12 @@ struct Times {
     close: Samples,
     /// The two together.
     rest: Samples,
+    /// Opened again, and every member read, from the system's cache.
+    reread: Samples,
+    /// The same, from the disk, where the cache can be dropped.
+    cold: Samples,
+    /// Of the disk, in millions.
+    megabytes: Samples,
 }
 
 pub(crate) fn run(config: &Config) -> Result<()> {
@@ -36,19 +42,31 @@ pub(crate) fn run(config: &Config) -> Result<()> {
         input::KEY,
         input::VALUE
     );
-    println!("| | the puts returned | all was durable | members per second | close | durable and closed |");
-    println!("| --- | --- | --- | --- | --- | --- |");
-    for (contender, Times { put, durable, close, rest }) in ALL.iter().zip(&times) {
+    println!(
+        "| | the puts returned | all was durable | members per second | close | durable and closed | opened and all read, \
+         warm | cold | MB on the disk |"
+    );
+    println!("| --- | --- | --- | --- | --- | --- | --- | --- | --- |");
+    for (contender, Times { put, durable, close, rest, reread, cold, megabytes }) in ALL.iter().zip(&times) {
         let rate = durable.per(count);
-        println!("| {} | {put:.2} | {durable:.2} | {rate} | {close:.2} | {rest:.2} |", contender.name);
+        println!(
+            "| {} | {put:.2} | {durable:.2} | {rate} | {close:.2} | {rest:.2} | {reread:.2} | {cold:.2} | {megabytes:.0} |",
+            contender.name
+        );
     }
-    println!("\n| larder's time to that of | until durable | until durable and closed |");
-    println!("| --- | --- | --- |");
-    let larder = &times[LARDER];
-    for which in std::iter::once(FLOOR).chain(PEERS) {
-        let Times { durable, rest, .. } = &times[which];
-        let (durable, rest) = (larder.durable.over(durable), larder.rest.over(rest));
-        println!("| {} | {durable:.2} | {rest:.2} |", ALL[which].name);
+    for mine in [LARDER, PACKED] {
+        let larder = &times[mine];
+        println!(
+            "\n| time of {} to that of | until durable | until durable and closed | warm | cold |",
+            ALL[mine].name
+        );
+        println!("| --- | --- | --- | --- | --- |");
+        for which in std::iter::once(FLOOR).chain(PEERS) {
+            let Times { durable, rest, reread, cold, .. } = &times[which];
+            let (durable, rest) = (larder.durable.over(durable), larder.rest.over(rest));
+            let (reread, cold) = (larder.reread.over(reread), larder.cold.over(cold));
+            println!("| {} | {durable:.2} | {rest:.2} | {reread:.2} | {cold:.2} |", ALL[which].name);
+        }
     }
     Ok(())
 }
@@ -73,8 +91,28 @@ fn one(config: &Config, which: usize, members: &[Member], times: &mut Times) -> 
     times.close.push(close);
     times.rest.push(durable + close);
 
-    let peer = (ALL[which].open)(dir.path(), Work::Bulk)?;
-    check(which, &*peer, 0..members.len())?;
-    peer.close()?;
+    settle(&config.dir)?;
+    times.megabytes.push(machine::taken(dir.path())? as f64 / 1e6);
+    let bytes: usize =
+        members.iter().map(|member| member.key.len() + usize::from(member.value[0] & 1) + input::VALUE).sum();
+    for cold in [false, true] {
+        if cold && !machine::drop_cache() {
+            continue;
+        }
+        let lap = Lap::start();
+        let peer = (ALL[which].open)(dir.path(), Work::Bulk)?;
+        let read = peer.read_all()?;
+        let (_, time) = lap.stop();
+        if which != FLOOR && read != bytes {
+            return Err(format!("{} has {read} bytes of {bytes}", ALL[which].name).into());
+        }
+        if cold {
+            times.cold.push(time)
+        } else {
+            times.reread.push(time)
+        }
+        check(which, &*peer, 0..members.len())?;
+        peer.close()?;
+    }
     Ok(dir.close()?)
 }

@@ -74,3 +74,20 @@ fn file_system(path: &Path) -> String {
     }
     best.0
 }
+
+/// The bytes of the disk that a directory takes.
+pub(crate) fn taken(dir: &Path) -> Result<u64> {
+    use std::os::unix::fs::MetadataExt;
+    let mut sum = 0;
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        let metadata = entry.metadata()?;
+        sum += metadata.blocks() * 512 + if metadata.is_dir() { taken(&entry.path())? } else { 0 };
+    }
+    Ok(sum)
+}
+
+/// Has the system forget what it has read of the disk. False where that is not allowed.
+pub(crate) fn drop_cache() -> bool {
+    std::fs::write("/proc/sys/vm/drop_caches", "3").is_ok()
+}

@@ -47,6 +47,15 @@ impl Peer for Fjall {
         Ok(self.members.get(&member.key)?.is_some_and(|value| value[..] == member.value))
     }
 
+    fn read_all(&self) -> Result<usize> {
+        let mut bytes = 0;
+        for entry in self.members.iter() {
+            let (key, value) = entry.into_inner()?;
+            bytes += key.len() + usize::from(value[0] & 1) + value.len();
+        }
+        Ok(bytes)
+    }
+
     /// Dropping is how fjall is closed.
     fn close(self: Box<Self>) -> Result<()> {
         let Fjall { members, database } = *self;

@@ -3,6 +3,7 @@
 mod fjall;
 pub(crate) mod floor;
 mod larder;
+mod lmdb;
 mod redb;
 mod sqlite;
 
@@ -33,6 +34,9 @@ pub(crate) trait Peer: Send + Sync {
     /// Whether the member is there, with its value.
     fn holds(&self, member: &Member) -> Result<bool>;
 
+    /// Reads every member, in whatever order is best, and returns how many bytes of keys and values there are.
+    fn read_all(&self) -> Result<usize>;
+
     fn close(self: Box<Self>) -> Result<()>;
 }
 
@@ -52,12 +56,20 @@ pub(crate) struct Contender {
     pub(crate) open: fn(&Path, Work) -> Result<Box<dyn Peer>>,
 }
 
-/// The floor first, larder second, and then its peers.
-pub(crate) const ALL: [Contender; 5] =
-    [floor::CONTENDER, larder::CONTENDER, redb::CONTENDER, fjall::CONTENDER, sqlite::CONTENDER];
+/// The floor first, then larder in both layouts, and then its peers.
+pub(crate) const ALL: [Contender; 7] = [
+    floor::CONTENDER,
+    larder::CONTENDER,
+    larder::PACKED,
+    redb::CONTENDER,
+    fjall::CONTENDER,
+    sqlite::CONTENDER,
+    lmdb::CONTENDER,
+];
 pub(crate) const FLOOR: usize = 0;
 pub(crate) const LARDER: usize = 1;
-pub(crate) const PEERS: std::ops::Range<usize> = 2..ALL.len();
+pub(crate) const PACKED: usize = 2;
+pub(crate) const PEERS: std::ops::Range<usize> = 3..ALL.len();
 
 /// The columns of a table, one for each contender of the range.
 pub(crate) fn columns(range: impl Iterator<Item = usize>) -> String {

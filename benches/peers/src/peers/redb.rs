@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use redb::{Database, Durability, ReadableDatabase, TableDefinition};
+use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition};
 
 use super::{Contender, Peer, Writer, locked_version, sorted};
 use crate::Result;
@@ -55,6 +55,16 @@ impl Peer for Redb {
     fn holds(&self, member: &Member) -> Result<bool> {
         let table = self.0.begin_read()?.open_table(MEMBERS)?;
         Ok(table.get(member.key.as_str())?.is_some_and(|value| value.value() == member.value))
+    }
+
+    fn read_all(&self) -> Result<usize> {
+        let table = self.0.begin_read()?.open_table(MEMBERS)?;
+        let mut bytes = 0;
+        for entry in table.iter()? {
+            let (key, value) = entry?;
+            bytes += key.value().len() + usize::from(value.value()[0] & 1) + value.value().len();
+        }
+        Ok(bytes)
     }
 
     fn close(self: Box<Self>) -> Result<()> {

@@ -86,6 +86,18 @@ impl Peer for Sqlite {
         Ok(value.is_some_and(|value| value == member.value))
     }
 
+    fn read_all(&self) -> Result<usize> {
+        let connection = self.first();
+        let mut all = connection.prepare("SELECT key, value FROM members")?;
+        let mut rows = all.query([])?;
+        let mut bytes = 0;
+        while let Some(row) = rows.next()? {
+            let (key, value) = (row.get_ref(0)?.as_bytes()?, row.get_ref(1)?.as_bytes()?);
+            bytes += key.len() + usize::from(value[0] & 1) + value.len();
+        }
+        Ok(bytes)
+    }
+
     fn close(self: Box<Self>) -> Result<()> {
         let connection = self.first.into_inner().expect("a user of the first connection panicked");
         connection.close().map_err(|(_, error)| error.into())
