@@ -129,6 +129,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use convert::convert;
+#[cfg(test)]
+pub(crate) use convert::convert_on;
 pub use files::Files;
 pub use memory::Memory;
 pub use packed::Packed;
