@@ -9,7 +9,7 @@ use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use lab::{as_after_a_crash, assert_only_files, assert_tidy, names, segments, tree, until, until_at_rest};
+use lab::{as_after_a_crash, assert_only_files, assert_tidy, contents, names, segments, tree, until, until_at_rest};
 use larder::{Bincode, Error, Health, Quarantined, Store};
 use serde::{Deserialize, Serialize};
 
@@ -123,16 +123,6 @@ impl Closed {
 
 fn escaped(text: &str) -> String {
     text.as_bytes().escape_ascii().to_string()
-}
-
-fn contents(store: &Store) -> Members {
-    let mut contents = Members::new();
-    for collection in store.collections().unwrap() {
-        for (member, value) in store.get_all(&collection).unwrap() {
-            contents.insert(format!("{collection}/{member}"), value.to_vec());
-        }
-    }
-    contents
 }
 
 /// A member's file as larder writes it, whatever its header says.

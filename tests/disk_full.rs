@@ -13,7 +13,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use lab::{assert_only_files, member_files, names, segments, tree, until, until_at_rest};
-use larder::{Error, Health, Store};
+use larder::{Error, Health, Layout, Store};
 
 type Members = BTreeMap<String, Vec<u8>>;
 
@@ -71,16 +71,19 @@ fn until_all_is_stored(store: &Store) {
     });
 }
 
-/// Closes, opens again, and finds the same, in files alone.
+/// Closes, opens again, and finds the same; a store in files has nothing else.
 #[track_caller]
 fn assert_comes_back(store: &Store, expected: &Members) {
     assert!(contents(store) == *expected, "RAM has something else");
     store.close().unwrap();
-    assert_only_files(store.path());
+    let is_packed = fs::read_to_string(store.path().join(".larder/format")).unwrap().contains("packed");
+    if !is_packed {
+        assert_only_files(store.path());
+    }
     let store = Store::open(store.path()).unwrap();
     assert_eq!(store.load_report().quarantined, []);
     assert!(contents(&store) == *expected, "the disk has something else");
-    assert_eq!(member_files(store.path()).len(), expected.len());
+    assert_eq!(member_files(store.path()).len(), if is_packed { 0 } else { expected.len() });
     store.close().unwrap();
 }
 
@@ -96,6 +99,7 @@ mod mounted {
 
     const DISK: &str = "LARDER_DISK_FULL_DISK";
     const MOUNT: &str = "LARDER_DISK_FULL_MOUNT";
+    const LAYOUT: &str = "LARDER_DISK_FULL_LAYOUT";
     const KIB: usize = 1024;
 
     /// A shell script in a name space where it may mount.
@@ -110,6 +114,20 @@ mod mounted {
     /// Runs `body` on a file system of its own, which it is given: in this process if it is the one that was started
     /// for it, in a new one if not.
     fn on_a_disk(test: &str, options: &str, body: impl FnOnce(&Path)) {
+        on_a_disk_in(Layout::Files, test, options, body);
+    }
+
+    /// The same in each layout, on a disk for each.
+    fn in_each_layout(test: &str, options: &str, body: impl Fn(&Path, Layout)) {
+        for layout in [Layout::Files, Layout::Packed] {
+            let is_asked = std::env::var(LAYOUT).is_ok_and(|asked| asked != layout.to_string());
+            if !is_asked {
+                on_a_disk_in(layout, test, options, |disk| body(disk, layout));
+            }
+        }
+    }
+
+    fn on_a_disk_in(layout: Layout, test: &str, options: &str, body: impl FnOnce(&Path)) {
         if let Some(disk) = std::env::var_os(DISK) {
             return body(Path::new(&disk));
         }
@@ -120,7 +138,10 @@ mod mounted {
             return tell(&format!("{test}: not run here: user namespaces are not allowed"));
         }
         let script = format!(r#"{mount} && exec "$0" "$@""#);
-        let output = in_name_space(once_more(&format!("mounted::{test}")), &script, disk.path(), options).unwrap();
+        let mut command = Command::new("env");
+        let again = once_more(&format!("mounted::{test}"));
+        command.arg(format!("{LAYOUT}={layout}")).arg(again.get_program()).args(again.get_args());
+        let output = in_name_space(command, &script, disk.path(), options).unwrap();
         let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         assert!(output.status.success() && out.contains("1 passed"), "{out}{err}");
     }
@@ -203,14 +224,18 @@ mod mounted {
     }
 
     fn small_store(disk: &Path) -> Store {
-        Store::options(disk.join("store")).max_unsaved(256 * KIB).open().unwrap()
+        small_store_in(Layout::Files, disk)
+    }
+
+    fn small_store_in(layout: Layout, disk: &Path) -> Store {
+        Store::options(disk.join("store")).layout(layout).max_unsaved(256 * KIB).open().unwrap()
     }
 
     #[test]
     fn a_full_disk_is_told_and_all_is_stored_once_somebody_makes_room() {
-        on_a_disk("a_full_disk_is_told_and_all_is_stored_once_somebody_makes_room", "size=3m", |disk| {
+        in_each_layout("a_full_disk_is_told_and_all_is_stored_once_somebody_makes_room", "size=3m", |disk, layout| {
             fs::write(disk.join("filler"), vec![0; 2560 * KIB]).unwrap();
-            let store = small_store(disk);
+            let store = small_store_in(layout, disk);
             let mut members = fill_by_putting(&store);
             fill_to_the_bound(&store, &mut members, ErrorKind::StorageFull);
             fs::remove_file(disk.join("filler")).unwrap();
@@ -298,8 +323,8 @@ mod mounted {
 
     #[test]
     fn a_store_that_has_stored_everything_closes_on_a_full_disk() {
-        on_a_disk("a_store_that_has_stored_everything_closes_on_a_full_disk", "size=512k", |disk| {
-            let store = small_store(disk);
+        in_each_layout("a_store_that_has_stored_everything_closes_on_a_full_disk", "size=512k", |disk, layout| {
+            let store = small_store_in(layout, disk);
             let members = put_to_rest(&store, 40);
             fill(&disk.join("filler"));
             store.flush().unwrap();
@@ -308,7 +333,8 @@ mod mounted {
             let mut store = store;
             for _ in 0..3 {
                 store.close().unwrap();
-                assert!(segments(store.path()).len() <= 1, "{:?}", segments(store.path()));
+                let may_stay = layout == Layout::Packed || segments(store.path()).len() <= 1;
+                assert!(may_stay, "{:?}", segments(store.path()));
                 store = Store::open(store.path()).unwrap();
                 assert!(contents(&store) == members);
                 assert!(store.health().is_well());
@@ -316,6 +342,24 @@ mod mounted {
             store.close().unwrap();
             fs::remove_file(disk.join("filler")).unwrap();
             assert_comes_back(&Store::open(store.path()).unwrap(), &members);
+        });
+    }
+
+    #[test]
+    fn a_compaction_without_room_is_told_and_harms_nothing() {
+        on_a_disk("a_compaction_without_room_is_told_and_harms_nothing", "size=1m", |disk| {
+            let store = small_store_in(Layout::Packed, disk);
+            let mut members = put_to_rest(&store, 60);
+            fill(&disk.join("filler"));
+            let (path, kind) = path_and_kind(&store.compact().expect_err("a compaction that cannot be"));
+            assert!(path.starts_with(store.path()) && kind == ErrorKind::StorageFull, "{path:?}: {kind}");
+            assert!(contents(&store) == members);
+            store.flush().expect("it is as durable as it was");
+            fs::remove_file(disk.join("filler")).unwrap();
+            delete(&store, &mut members, 0..30);
+            store.compact().unwrap();
+            until_all_is_stored(&store);
+            assert_comes_back(&store, &members);
         });
     }
 
@@ -408,8 +452,9 @@ mod mounted {
     #[test]
     fn a_write_that_is_to_be_durable_at_once_fails_on_a_full_disk_and_is_in_ram() {
         let name = "a_write_that_is_to_be_durable_at_once_fails_on_a_full_disk_and_is_in_ram";
-        on_a_disk(name, "size=1m", |disk| {
-            let store = Store::options(disk.join("store")).durability(Durability::Immediate).open().unwrap();
+        in_each_layout(name, "size=1m", |disk, layout| {
+            let store =
+                Store::options(disk.join("store")).layout(layout).durability(Durability::Immediate).open().unwrap();
             let mut members = Members::new();
             put(&store, &mut members, 0).unwrap();
             fill(&disk.join("filler"));
@@ -436,8 +481,8 @@ mod mounted {
     #[test]
     fn the_last_handle_dropped_on_a_full_disk_frees_the_lock_and_keeps_what_was_durable() {
         let name = "the_last_handle_dropped_on_a_full_disk_frees_the_lock_and_keeps_what_was_durable";
-        on_a_disk(name, "size=1m", |disk| {
-            let store = small_store(disk);
+        in_each_layout(name, "size=1m", |disk, layout| {
+            let store = small_store_in(layout, disk);
             let mut members = put_to_rest(&store, 20);
             fill(&disk.join("filler"));
             // In the journal, as long as it has room, and not in files.
@@ -473,7 +518,7 @@ mod mounted {
     #[test]
     fn a_disk_that_becomes_read_only_is_told_and_all_is_stored_once_it_can_be_written() {
         let name = "a_disk_that_becomes_read_only_is_told_and_all_is_stored_once_it_can_be_written";
-        on_a_disk(name, "size=8m", |disk| {
+        in_each_layout(name, "size=8m", |disk, layout| {
             // A file that is open for writing keeps a disk from becoming read-only, so the lock's is on another.
             let (path, other) = (disk.join("disk"), disk.join("other"));
             for dir in [&path, &other] {
@@ -481,7 +526,7 @@ mod mounted {
                 assert!(mount(&["-t", "tmpfs", "larder"], dir));
             }
             let store = path.join("store");
-            Store::open(&store).unwrap().close().unwrap();
+            Store::options(&store).layout(layout).open().unwrap().close().unwrap();
             File::create(other.join("lock")).unwrap();
             assert!(mount(&["--bind", other.join("lock").to_str().unwrap()], &store.join(".larder/lock")));
 

@@ -17,9 +17,10 @@ use std::time::Duration;
 
 use disk::{FILE_SYSTEMS, Mount, mounted};
 use lab::{Process, assert_tidy, member_files, once_more, orders, say, until};
-use larder::{Durability, Error, Health, Options, Store};
+use larder::{Durability, Error, Health, Layout, Options, Store};
 
 const STORE: &str = "LARDER_HUNG_STORE";
+const LAYOUT: &str = "LARDER_HUNG_LAYOUT";
 
 /// How long the store is told to wait for the disk.
 const PATIENCE: Duration = Duration::from_millis(300);
@@ -31,8 +32,12 @@ type Members = BTreeMap<String, Vec<u8>>;
 
 // ---- the process with the store ----
 
+fn layout() -> Layout {
+    if std::env::var(LAYOUT).unwrap() == "packed" { Layout::Packed } else { Layout::Files }
+}
+
 fn options(path: &Path) -> Options {
-    Store::options(path).stall_timeout(PATIENCE).write_timeout(PATIENCE).max_unsaved(64 << 10)
+    Store::options(path).layout(layout()).stall_timeout(PATIENCE).write_timeout(PATIENCE).max_unsaved(64 << 10)
 }
 
 /// Runs `body` in a process that the test has started, on a disk that freezes at its word.
@@ -96,7 +101,7 @@ fn assert_holds(path: &Path, members: &Members) {
     assert_eq!(store.load_report().quarantined, []);
     assert!(contents(&store) == *members, "the disk has something else");
     store.close().unwrap();
-    assert_eq!(member_files(path).len(), members.len());
+    assert_eq!(member_files(path).len(), if layout() == Layout::Packed { 0 } else { members.len() });
     assert_tidy(path);
 }
 
@@ -117,6 +122,7 @@ fn child_flushes_and_closes() {
         let Health::Failing { problems, .. } = store.health() else { panic!("it is well again") };
         assert!(!problems.is_empty());
         assert_degraded("a second flush", store.flush());
+        assert_degraded("compact", store.compact());
         assert_degraded("close", store.close());
         // It is open still.
         put(&store, &mut members, "song/phantom", "1").unwrap();
@@ -253,10 +259,18 @@ impl Drop for Frozen {
 
 /// Runs the child on a disk, which freezes and thaws when the child says so. All that it says while the disk is frozen,
 /// it must say before it is thawed.
-fn with_a_disk_that_hangs(test: &str, child: &str, file_system: &str, expected: &[&str]) {
+fn with_a_disk_that_hangs(test: &str, child: &str, expected: &[&str]) {
+    for file_system in FILE_SYSTEMS {
+        for layout in ["files", "packed"] {
+            hang(test, child, file_system, layout, expected);
+        }
+    }
+}
+
+fn hang(test: &str, child: &str, file_system: &str, layout: &str, expected: &[&str]) {
     let Some((disk, mount)) = mounted(test, file_system) else { return };
     let mut command = once_more(child);
-    command.env(STORE, mount.store());
+    command.env(STORE, mount.store()).env(LAYOUT, layout);
     let (lines, heard) = mpsc::channel();
     let (asks, asked) = mpsc::channel::<()>();
     let mut child = Process::start(mount.within(&command));
@@ -280,7 +294,7 @@ fn with_a_disk_that_hangs(test: &str, child: &str, file_system: &str, expected: 
             let line = match heard.recv_timeout(LONGEST) {
                 Ok(line) => line,
                 Err(mpsc::RecvTimeoutError::Disconnected) => break,
-                Err(mpsc::RecvTimeoutError::Timeout) => panic!("{file_system}: it hangs after {said:?}"),
+                Err(mpsc::RecvTimeoutError::Timeout) => panic!("{file_system}, {layout}: it hangs after {said:?}"),
             };
             match line.as_str() {
                 "freeze" => {
@@ -295,8 +309,8 @@ fn with_a_disk_that_hangs(test: &str, child: &str, file_system: &str, expected: 
             }
         }
         drop(frozen);
-        assert!(talk.join().unwrap(), "{file_system}: the child failed after {said:?}");
-        assert_eq!(said, [expected, &["ended"]].concat(), "{file_system}");
+        assert!(talk.join().unwrap(), "{file_system}, {layout}: the child failed after {said:?}");
+        assert_eq!(said, [expected, &["ended"]].concat(), "{file_system}, {layout}");
     });
     mount.unmount();
     disk.release();
@@ -305,10 +319,8 @@ fn with_a_disk_that_hangs(test: &str, child: &str, file_system: &str, expected: 
 #[test]
 fn flush_and_close_return_while_the_disk_hangs_and_reads_go_on() {
     let test = "flush_and_close_return_while_the_disk_hangs_and_reads_go_on";
-    let said = ["flush", "reads", "a second flush", "close", "a second close", "reads"];
-    for file_system in FILE_SYSTEMS {
-        with_a_disk_that_hangs(test, "child_flushes_and_closes", file_system, &said);
-    }
+    let said = ["flush", "reads", "a second flush", "compact", "close", "a second close", "reads"];
+    with_a_disk_that_hangs(test, "child_flushes_and_closes", &said);
 }
 
 #[test]
@@ -316,9 +328,7 @@ fn writes_that_are_to_be_durable_at_once_return_while_the_disk_hangs() {
     let test = "writes_that_are_to_be_durable_at_once_return_while_the_disk_hangs";
     let beside = "put beside others";
     let said = ["put", beside, beside, beside, "delete_all", "reads"];
-    for file_system in FILE_SYSTEMS {
-        with_a_disk_that_hangs(test, "child_writes_to_be_durable_at_once", file_system, &said);
-    }
+    with_a_disk_that_hangs(test, "child_writes_to_be_durable_at_once", &said);
 }
 
 #[test]
@@ -326,15 +336,11 @@ fn writers_at_the_bound_return_while_the_disk_hangs() {
     let test = "writers_at_the_bound_return_while_the_disk_hangs";
     let beside = "put at the bound beside others";
     let said = ["put at the bound", beside, beside, beside, "reads"];
-    for file_system in FILE_SYSTEMS {
-        with_a_disk_that_hangs(test, "child_writes_to_the_bound", file_system, &said);
-    }
+    with_a_disk_that_hangs(test, "child_writes_to_the_bound", &said);
 }
 
 #[test]
 fn the_last_handle_is_dropped_while_the_disk_hangs_and_the_lock_is_free_once_it_does_not() {
     let test = "the_last_handle_is_dropped_while_the_disk_hangs_and_the_lock_is_free_once_it_does_not";
-    for file_system in FILE_SYSTEMS {
-        with_a_disk_that_hangs(test, "child_drops", file_system, &["drop"]);
-    }
+    with_a_disk_that_hangs(test, "child_drops", &["drop"]);
 }

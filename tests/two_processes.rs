@@ -10,7 +10,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use lab::{Process, once_more, orders, say, segments, tree, until_at_rest};
-use larder::{Durability, Error, Store};
+use larder::{Durability, Error, Layout, Store};
 
 const HELD: &str = "LARDER_TWO_PROCESSES_STORE";
 
@@ -63,6 +63,15 @@ fn new_store() -> (tempfile::TempDir, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("store");
     (dir, path)
+}
+
+/// The same with a store in each layout, which whoever opens it finds by itself.
+fn in_each_layout(body: impl Fn(&Path, PathBuf)) {
+    for layout in [Layout::Files, Layout::Packed] {
+        let (dir, path) = new_store();
+        Store::options(&path).layout(layout).open().unwrap().close().unwrap();
+        body(dir.path(), path);
+    }
 }
 
 /// Opens the store on a thread of its own, so that a wait for the lock would be seen.
@@ -152,23 +161,24 @@ fn a_store_that_another_process_has_is_locked_under_any_of_its_names() {
 
 #[test]
 fn a_second_store_in_the_same_process_is_locked_out_under_any_name() {
-    let (dir, path) = new_store();
-    let store = Store::open(&path).unwrap();
-    store.put("artist/daft_punk", "epic").unwrap();
-    for alias in aliases(dir.path(), &path) {
-        assert_locked(&alias, std::process::id());
-        let second = Store::new(&alias).unwrap();
-        assert!(matches!(second.load(), Err(Error::Locked { .. })));
-        assert!(matches!(second.get("artist/daft_punk"), Err(Error::NotLoaded { .. })));
-    }
-    assert_eq!(store.get("artist/daft_punk").unwrap().unwrap(), "epic");
-    store.flush().unwrap();
-    store.close().unwrap();
-    for alias in aliases(dir.path(), &path) {
-        let store = open_at_once(&alias).unwrap();
+    in_each_layout(|dir, path| {
+        let store = Store::open(&path).unwrap();
+        store.put("artist/daft_punk", "epic").unwrap();
+        for alias in aliases(dir, &path) {
+            assert_locked(&alias, std::process::id());
+            let second = Store::new(&alias).unwrap();
+            assert!(matches!(second.load(), Err(Error::Locked { .. })));
+            assert!(matches!(second.get("artist/daft_punk"), Err(Error::NotLoaded { .. })));
+        }
         assert_eq!(store.get("artist/daft_punk").unwrap().unwrap(), "epic");
+        store.flush().unwrap();
         store.close().unwrap();
-    }
+        for alias in aliases(dir, &path) {
+            let store = open_at_once(&alias).unwrap();
+            assert_eq!(store.get("artist/daft_punk").unwrap().unwrap(), "epic");
+            store.close().unwrap();
+        }
+    });
 }
 
 #[test]
@@ -211,12 +221,13 @@ fn the_lock_is_free_when_the_holder_has_closed_though_it_lives() {
 
 #[test]
 fn the_lock_is_free_when_the_last_handle_of_the_holder_is_dropped_and_nothing_is_lost() {
-    let (_dir, path) = new_store();
-    let mut other = another_process_holds(&path);
-    other.does("put");
-    other.does("drop");
-    let store = open_at_once(&path).unwrap();
-    assert_eq!(store.get("artist/daft_punk").unwrap().unwrap(), "epic");
+    in_each_layout(|_, path| {
+        let mut other = another_process_holds(&path);
+        other.does("put");
+        other.does("drop");
+        let store = open_at_once(&path).unwrap();
+        assert_eq!(store.get("artist/daft_punk").unwrap().unwrap(), "epic");
+    });
 }
 
 #[test]
@@ -243,16 +254,17 @@ fn every_kind_of_handle_keeps_the_lock_and_the_last_to_go_frees_it() {
 
 #[test]
 fn the_lock_is_free_when_the_holder_is_killed_and_what_it_flushed_is_there() {
-    let (_dir, path) = new_store();
-    let mut other = another_process_holds(&path);
-    other.does("put");
-    other.does("flush");
-    assert_locked(&path, other.id());
-    other.kill();
-    other.wait();
-    let store = open_at_once(&path).unwrap();
-    assert_eq!(store.load_report().quarantined, []);
-    assert_eq!(store.get("artist/daft_punk").unwrap().unwrap(), "epic");
+    in_each_layout(|_, path| {
+        let mut other = another_process_holds(&path);
+        other.does("put");
+        other.does("flush");
+        assert_locked(&path, other.id());
+        other.kill();
+        other.wait();
+        let store = open_at_once(&path).unwrap();
+        assert_eq!(store.load_report().quarantined, []);
+        assert_eq!(store.get("artist/daft_punk").unwrap().unwrap(), "epic");
+    });
 }
 
 #[test]
@@ -294,31 +306,32 @@ fn a_process_that_was_started_meanwhile_does_not_keep_the_lock() {
 
 #[test]
 fn a_close_on_one_thread_and_an_open_on_another_never_meet_inside() {
-    let (_dir, path) = new_store();
-    let mut number = 0u64;
-    for _ in 0..20 {
-        let store = open_at_once(&path).unwrap();
-        let found = store.get("count/er").unwrap().map(|value| value.to_str().unwrap().parse::<u64>().unwrap());
-        assert_eq!(found.unwrap_or(0), number, "the last store's write is not there");
-        number += 1;
-        store.put("count/er", number.to_string()).unwrap();
-        std::thread::scope(|scope| {
-            // Opens as soon as it can, which is after the first store's last write.
-            let next = scope.spawn(|| {
-                loop {
-                    match Store::open(&path) {
-                        Ok(next) => return next,
-                        Err(Error::Locked { .. }) => std::thread::yield_now(),
-                        Err(error) => panic!("{error}"),
+    in_each_layout(|_, path| {
+        let mut number = 0u64;
+        for _ in 0..20 {
+            let store = open_at_once(&path).unwrap();
+            let found = store.get("count/er").unwrap().map(|value| value.to_str().unwrap().parse::<u64>().unwrap());
+            assert_eq!(found.unwrap_or(0), number, "the last store's write is not there");
+            number += 1;
+            store.put("count/er", number.to_string()).unwrap();
+            std::thread::scope(|scope| {
+                // Opens as soon as it can, which is after the first store's last write.
+                let next = scope.spawn(|| {
+                    loop {
+                        match Store::open(&path) {
+                            Ok(next) => return next,
+                            Err(Error::Locked { .. }) => std::thread::yield_now(),
+                            Err(error) => panic!("{error}"),
+                        }
                     }
-                }
+                });
+                store.close().unwrap();
+                let next = next.join().unwrap();
+                assert_eq!(next.get("count/er").unwrap().unwrap(), number.to_string());
+                next.close().unwrap();
             });
-            store.close().unwrap();
-            let next = next.join().unwrap();
-            assert_eq!(next.get("count/er").unwrap().unwrap(), number.to_string());
-            next.close().unwrap();
-        });
-    }
+        }
+    });
 }
 
 #[test]

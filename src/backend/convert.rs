@@ -50,11 +50,11 @@ pub fn convert(path: impl AsRef<Path>, layout: Layout) -> Result<()> {
 
 pub(crate) fn convert_on(fs: Arc<dyn Fs>, path: &Path, layout: Layout) -> Result<()> {
     let path = meta::absolute(path)?;
+    meta::check_path(&*fs, &path)?;
     let root = fs.kind_at(&path, true).map_err(|error| Error::io("look at", &path, error))?;
     if root.is_none() {
         return Err(Error::NotAStore { path, reason: "there is nothing" });
     }
-    meta::check_path(&*fs, &path)?;
     // An empty directory becomes a store of the layout.
     let found = super::layout_on(&*fs, &path)?.unwrap_or(layout);
     match (found, layout) {

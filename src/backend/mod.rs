@@ -134,6 +134,8 @@ use std::sync::Arc;
 
 pub use check::{CheckReport, Problem, RepairReport, Severity, check, repair};
 pub use convert::convert;
+#[cfg(test)]
+pub(crate) use convert::convert_on;
 pub use files::Files;
 pub(crate) use look::Look;
 pub use memory::Memory;

@@ -175,6 +175,56 @@ fn copy_dir(from: &Path, to: &Path) {
     }
 }
 
+/// The same of a packed store, which has nothing but segments: if one has gone or come meanwhile it is copied again.
+pub(crate) fn as_a_packed_store_after_a_crash(store: &Path, copy: &Path) {
+    until("nothing is compacted while it is copied", || {
+        _ = fs::remove_dir_all(copy);
+        let before = segments(store);
+        as_after_a_crash(store, copy);
+        segments(store) == before
+    });
+}
+
+/// What a store holds: by key, the value as bytes.
+pub(crate) fn contents(store: &larder::Store) -> BTreeMap<String, Vec<u8>> {
+    let mut contents = BTreeMap::new();
+    for collection in store.collections().unwrap() {
+        for (member, value) in store.get_all(&collection).unwrap() {
+            contents.insert(format!("{collection}/{member}"), value.to_vec());
+        }
+    }
+    contents
+}
+
+/// The bytes of all files below a directory. One that goes meanwhile has none.
+pub(crate) fn disk_size(dir: &Path) -> u64 {
+    let size = |path: PathBuf| match fs::symlink_metadata(&path) {
+        Ok(metadata) if metadata.is_dir() => disk_size(&path),
+        Ok(metadata) => metadata.len(),
+        Err(_) => 0,
+    };
+    names(dir).into_iter().map(|name| size(dir.join(name))).sum()
+}
+
+/// The frames of a segment that nothing is wrong with: where each stands, without what fills up to the next, and its kind.
+pub(crate) fn frames(segment: &[u8]) -> Vec<(std::ops::Range<usize>, u32)> {
+    let number = |at: usize| u32::from_le_bytes(segment[at..at + 4].try_into().unwrap());
+    let mut frames = Vec::new();
+    let mut at = 64;
+    while at + 24 <= segment.len() && number(at) > 0 {
+        let end = at + 24 + number(at) as usize;
+        frames.push((at..end, number(at + 16)));
+        at = end.next_multiple_of(8);
+    }
+    frames
+}
+
+/// The kind of a frame that holds members of a compacted segment.
+pub(crate) const BLOCK: u32 = 3;
+
+/// The kind of a frame that says what a compacted segment replaces.
+pub(crate) const OTHERS: u32 = 4;
+
 /// Everything below a directory by its path: a file with its bytes, anything else with its kind.
 pub(crate) fn tree(dir: &Path) -> BTreeMap<PathBuf, String> {
     let mut found = BTreeMap::new();

@@ -50,6 +50,8 @@ struct State {
     records: u64,
     /// What there was after the last pass: another is not worth its while until there is a good part more.
     after_last: u64,
+    /// The same of the changes that count for nothing: deletes make many of them in few bytes.
+    garbage_after_last: u64,
     /// The highest number in use.
     counter: u64,
     /// Nothing may go: what an earlier process left is not durable in a newer segment yet.
@@ -83,15 +85,34 @@ impl State {
         if !self.waiters.is_empty() {
             return Some(Aim::Everything);
         }
-        let bytes: u64 = self.held.iter().map(|held| held.end).sum();
         let small = self.held.iter().filter(|held| pass::is_small(held.end)).count();
-        let grown = bytes >= self.after_last + (self.after_last / 4).max(journal::SEGMENT);
-        let garbage = || members().is_none_or(|members| self.records > 2 * members as u64);
         let worthwhile = self.held.iter().any(|held| held.damaged)
             || !self.gone.is_empty()
             || small > MANY_SMALL
-            || bytes >= FEW_BYTES && grown && garbage();
+            || self.is_mostly_garbage(members);
         worthwhile.then_some(Aim::Worthwhile)
+    }
+
+    /// Whether it is, and another pass would find more of it than the last.
+    fn is_mostly_garbage(&self, members: impl FnOnce() -> Option<usize>) -> bool {
+        let bytes: u64 = self.held.iter().map(|held| held.end).sum();
+        if bytes < FEW_BYTES {
+            return false;
+        }
+        let garbage = self.garbage(members());
+        let grown = bytes >= self.after_last + (self.after_last / 4).max(journal::SEGMENT);
+        garbage > self.records / 2 && (grown || garbage >= self.garbage_after_last + self.records / 4)
+    }
+
+    /// Changes that count for nothing, if there are so many members; all of them if nobody knows.
+    fn garbage(&self, members: Option<usize>) -> u64 {
+        self.records.saturating_sub(members.unwrap_or(0) as u64)
+    }
+
+    /// A pass begins, or is over: another is to find more than there is now.
+    fn passed(&mut self, members: Option<usize>) {
+        self.after_last = self.held.iter().map(|held| held.end).sum();
+        self.garbage_after_last = self.garbage(members);
     }
 }
 
@@ -159,6 +180,12 @@ impl Compactor {
     pub(super) fn sealed(&self, extent: Extent) {
         let Extent { number, end } = extent;
         self.shared.state.lock().held.push(Held { number, end, packed: false, records: 0, damaged: false });
+    }
+
+    /// Whether a pass is due that should see the newest changes, too: a few deletes can make garbage of everything.
+    pub(super) fn wants_the_newest(&self) -> bool {
+        let state = self.shared.state.lock();
+        !state.on_hold && state.is_mostly_garbage(|| self.background.members())
     }
 
     /// Looks whether there is something to do, and has the thread do it. `counter` is the highest number in use.
@@ -345,7 +372,7 @@ impl Work {
         let (held, counter) = {
             let mut state = self.shared.state.lock();
             // They may take long to be worthwhile again, also when this fails.
-            state.after_last = state.held.iter().map(|held| held.end).sum();
+            state.passed(self.background.members());
             (state.held.clone(), state.counter)
         };
         let pace = Pace { work: self, hurried: aim == Aim::Everything, from: Instant::now() };
@@ -363,8 +390,8 @@ impl Work {
             self.clean()?;
         }
         let mut state = self.shared.state.lock();
-        state.after_last = state.held.iter().map(|held| held.end).sum();
         state.records = state.records.saturating_sub(index.dropped());
+        state.passed(self.background.members());
         Ok(())
     }
 }

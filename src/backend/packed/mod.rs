@@ -206,6 +206,9 @@ impl Opened {
     /// Gives the segments that were sealed to the compactor.
     fn hand_over(&mut self) {
         self.compactor.count(std::mem::take(&mut self.appended));
+        if self.compactor.wants_the_newest() {
+            self.front.journal.seal();
+        }
         for extent in self.front.journal.take_sealed() {
             self.compactor.sealed(extent);
         }

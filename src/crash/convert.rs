@@ -1,0 +1,175 @@
+//! A store that is being moved from one layout to the other, crashed anywhere: it opens as what it was, or as what it was
+//! to become, with exactly the same members, and the conversion goes on.
+
+use std::collections::HashSet;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::run::{HOME, Setting, Start, layout_of, live, look, open, same};
+use super::states::{Disk, MODELS, Model, Rng};
+use super::tell;
+use super::workload::{Act, Broken, Members};
+use crate::backend::{Layout, convert_on};
+use crate::fs::sim::{Image, Mark, Op, Sim, Without};
+
+/// The most images that are made of one moment of a run, under one model.
+const MOST: usize = 24;
+
+/// One image in so many is used by a store in the layout that it has, and then moved, too.
+const USED: u128 = 4;
+
+/// A closed store with members, of which some were overwritten, deleted and cleared.
+fn filled(layout: Layout, sync_fs: bool) -> Start {
+    let start = Start::filled(layout);
+    let sim = Sim::new(&start.image, HOME, sync_fs);
+    let mut workload: Vec<Act> = (0..12).map(|number| Act::Put(format!("many/{number}"), 0)).collect();
+    workload.extend([Act::Put("a/1".into(), 0), Act::Delete("b/1".into()), Act::DeleteAll("a".into())]);
+    workload.extend([Act::Put("a/3".into(), 0), Act::Delete("many/3".into()), Act::Flush]);
+    let setting = Setting { immediate: false, sync_fs, settle: layout == Layout::Packed, layout };
+    let operations = workload.len();
+    let history = live(&sim, setting, &start, workload).unwrap_or_else(|broken| panic!("{broken}"));
+    let (members, numbers) = (history.after(operations), history.numbers(operations));
+    Start { image: sim.image(), members: Some(members), numbers }
+}
+
+fn convert(sim: &Sim, layout: Layout) -> Result<(), Broken> {
+    let done = convert_on(Arc::new(sim.clone()), Path::new(HOME), layout);
+    done.map_err(|error| Broken::new("a conversion completes", error.to_string()))
+}
+
+fn other(layout: Layout) -> Layout {
+    if layout == Layout::Files { Layout::Packed } else { Layout::Files }
+}
+
+/// The disk has the layout and the members, and nothing beside them.
+fn is_whole(sim: &Sim, layout: Layout, members: &Members) -> Result<(), Broken> {
+    let image = sim.image();
+    let found = layout_of(&image);
+    if found != layout {
+        return Err(Broken::new("a conversion ends in its layout", format!("it is {found}")));
+    }
+    let home = HOME.trim_start_matches('/');
+    let files = |part: &str| {
+        let below = image.0.iter().filter(|(_, bytes)| bytes.is_some());
+        let below = below.filter_map(|(path, _)| path.strip_prefix(home)?.strip_prefix('/'));
+        below.filter(|path| path.starts_with(part)).count()
+    };
+    let of_members = files("") - files(".larder/");
+    let left = (of_members, files(".larder/tmp/"), if layout == Layout::Files { files(".larder/journal/") } else { 0 });
+    let expected = (if layout == Layout::Files { members.len() } else { 0 }, 0, 0);
+    if left != expected {
+        return Err(Broken::new("nothing is left over", format!("{left:?} rather than {expected:?}")));
+    }
+    same("what was moved is there", &look(&Sim::new(&image, HOME, true), layout)?, members)
+}
+
+/// Opens an image as whoever comes next does.
+fn check(image: &Image, hash: u128, to: Layout, members: &Members) -> Result<(), Broken> {
+    let layout = layout_of(image);
+    let new = || Sim::new(image, HOME, true);
+    same("every member is there, and no other", &look(&new(), layout)?, members)?;
+    let sim = new();
+    convert(&sim, to)?;
+    is_whole(&sim, to, members)?;
+    if hash.is_multiple_of(2) {
+        let sim = new();
+        convert(&sim, other(to))?;
+        is_whole(&sim, other(to), members)?;
+    }
+    if hash.is_multiple_of(USED) {
+        // What is left over must not undo what is written from here on.
+        let sim = new();
+        let setting = Setting { immediate: false, sync_fs: true, settle: false, layout };
+        let went_wrong = |error: crate::Error| Broken::new("nothing fails on a healthy disk", error.to_string());
+        let (store, found) = open(&sim, setting)?;
+        same("a store finds what a look does", &found, members)?;
+        let mut after = found;
+        for key in ["many/1", "many/2", "b/2"] {
+            store.delete(key).map_err(went_wrong)?;
+            after.remove(key);
+        }
+        store.put("many/4", "new").map_err(went_wrong)?;
+        after.insert("many/4".into(), Arc::new(b"new".to_vec()));
+        store.close().map_err(went_wrong)?;
+        same("what was closed is there", &look(&Sim::new(&sim.image(), HOME, true), layout)?, &after)?;
+        convert(&sim, other(layout))?;
+        is_whole(&sim, other(layout), &after)?;
+    }
+    Ok(())
+}
+
+/// Crashes a conversion everywhere. The number of distinct images, or what is broken.
+fn crash(start: &Start, to: Layout, sync_fs: bool, without: Option<&Without>) -> Result<(usize, Sim), String> {
+    let members = start.members.clone().unwrap_or_default();
+    let sim = Sim::new(&start.image, HOME, sync_fs);
+    sim.leave_out(without.cloned());
+    sim.record();
+    convert(&sim, to).map_err(|broken| broken.to_string())?;
+    sim.mark(Mark::Promised(0));
+    let log = sim.take_log();
+    is_whole(&sim, to, &members).map_err(|broken| broken.to_string())?;
+    let mut seen = HashSet::new();
+    for model in MODELS {
+        crash_under(model, &log, start, to, &members, &mut seen).map_err(|(broken, fates)| {
+            let log = tell::log(&start.image, &log, &fates, &Vec::new());
+            format!("to {to}, {model:?}: {broken}\n{log}")
+        })?;
+    }
+    Ok((seen.len(), sim))
+}
+
+fn crash_under(
+    model: Model,
+    log: &[Op],
+    start: &Start,
+    to: Layout,
+    members: &Members,
+    seen: &mut HashSet<u128>,
+) -> Result<(), (Broken, super::states::Fates)> {
+    let mut rng = Rng(to as u64);
+    let mut disk = Disk::new(model, &start.image);
+    let mut result = Ok(());
+    for (place, op) in log.iter().enumerate() {
+        let last = match op {
+            Op::Mark(_) => None,
+            op if disk.follow(place, op) => Some(place),
+            _ => continue,
+        };
+        let is_over = last.is_none();
+        disk.images(last, MOST, &mut rng, &mut |image, fates| {
+            let hash = image.hash();
+            if seen.insert(hash) {
+                let checked = check(&image, hash, to, members);
+                // Once it has returned, a crash does not take it back.
+                let checked = checked.and_then(|()| {
+                    let stays = !is_over || layout_of(&image) == to;
+                    if stays {
+                        Ok(())
+                    } else {
+                        Err(Broken::new("a conversion that returned is durable", String::new()))
+                    }
+                });
+                if let Err(broken) = checked {
+                    result = Err((broken, fates));
+                }
+            }
+            result.is_ok()
+        });
+        result.clone()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_conversion_that_is_crashed_anywhere_keeps_every_member_and_goes_on() {
+    let mut images = 0;
+    for from in [Layout::Files, Layout::Packed] {
+        for sync_fs in [true, false] {
+            for start in [filled(from, sync_fs), Start::filled(from)] {
+                images += crash(&start, other(from), sync_fs, None).unwrap_or_else(|broken| panic!("{broken}")).0;
+            }
+        }
+    }
+    println!("{images} distinct images opened and moved");
+    assert!(images > 1000);
+}
