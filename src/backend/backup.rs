@@ -33,7 +33,10 @@ pub(crate) fn back_up(fs: Arc<dyn Fs>, engine: &Engine, layout: Layout, target: 
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
     let partial = format!(".{name}.partial-{}-{number}", std::process::id());
     let partial_path = parent.join(&partial);
-    meta::make_path(&*fs, parent)?;
+    if fs.kind_at(parent, true).map_err(failed)?.is_none() {
+        meta::make_path(&*fs, parent)?;
+        meta::sync_path(&*fs, parent.parent())?;
+    }
     let parent = fs.open_root(parent).map_err(failed)?;
     if fs.kind(&parent, &partial).map_err(failed)?.is_some() {
         return Err(Error::io("back up by way of", partial_path, io::ErrorKind::AlreadyExists.into()));

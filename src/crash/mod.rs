@@ -7,6 +7,7 @@
 //!
 //! `LARDER_CRASH_STATES=5000000 cargo test --release --lib crash -- --nocapture` looks at that many states.
 
+mod backup;
 mod barriers;
 mod convert;
 #[cfg(unix)]

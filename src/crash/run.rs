@@ -304,8 +304,12 @@ pub(super) fn layout_of(image: &Image) -> Layout {
 
 /// What a load finds on a disk that is not used any more.
 pub(super) fn look(sim: &Sim, layout: Layout) -> Result<Members, Broken> {
+    look_at(sim, HOME, layout)
+}
+
+pub(super) fn look_at(sim: &Sim, home: &str, layout: Layout) -> Result<Members, Broken> {
     let found = Found::default();
-    let (fs, home) = (Arc::new(sim.clone()), Path::new(HOME));
+    let (fs, home) = (Arc::new(sim.clone()), Path::new(home));
     let loader = Loader { sink: &found, background: Arc::default() };
     let looked = match layout {
         Layout::Files => Files::on(fs, home).and_then(|mut files| {
