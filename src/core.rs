@@ -85,7 +85,7 @@ struct Cut<'a> {
 impl Drop for Cut<'_> {
     fn drop(&mut self) {
         self.engine.cut.store(0, Ordering::SeqCst);
-        self.engine.each_kept(|_, _| {});
+        self.engine.forget_kept();
     }
 }
 
@@ -205,7 +205,7 @@ impl Engine {
     /// Calls `found` with the collection, the codec, and each member as it was at one moment. Writers go on meanwhile, and what they replace is kept until it was found. Returns the number of the moment.
     pub(crate) fn walk_at_once(&self, mut found: impl FnMut(&str, &Arc<str>, Record) -> Result<()>) -> Result<u64> {
         let _cut = Cut { engine: self, _copying: self.copying.lock() };
-        self.each_kept(|_, _| {});
+        self.forget_kept();
         // From here on what is replaced is kept. Whoever gets a number after the next one sees that.
         self.cut.store(u64::MAX, Ordering::SeqCst);
         let moment = self.version.0.fetch_add(1, Ordering::AcqRel) + 1;
@@ -216,20 +216,29 @@ impl Engine {
             },
         )?;
         let mut failed = Ok(());
-        self.each_kept(|collection, record| {
-            if failed.is_ok() && record.version <= moment {
+        self.each_kept(moment, |collection, record| {
+            if failed.is_ok() {
                 failed = found(collection, &self.codec_name(record.codec_id), record);
             }
         });
         failed.map(|()| moment)
     }
 
-    fn each_kept(&self, mut found: impl FnMut(&str, Record)) {
+    fn forget_kept(&self) {
+        for shelves in self.registry.all() {
+            crate::shelf::AnyShelf::forget_kept(&shelves.raw);
+            if let Some(typed) = shelves.typed.get() {
+                typed.forget_kept();
+            }
+        }
+    }
+
+    fn each_kept(&self, moment: u64, mut found: impl FnMut(&str, Record)) {
         for shelves in self.registry.all() {
             let mut kept = Vec::new();
-            crate::shelf::AnyShelf::kept(&shelves.raw, &mut kept);
+            crate::shelf::AnyShelf::kept(&shelves.raw, moment, &mut kept);
             if let Some(typed) = shelves.typed.get() {
-                typed.kept(&mut kept);
+                typed.kept(moment, &mut kept);
             }
             kept.into_iter().for_each(|record| found(shelves.name(), record));
         }

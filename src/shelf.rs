@@ -148,8 +148,9 @@ pub(crate) trait AnyShelf: Send + Sync {
     fn scan(&self, collection: &str, cursor: u64, out: &mut Vec<(Member, Value)>) -> Result<Option<u64>, Stop>;
     /// The same, as it is stored. A value that does not encode stops nobody.
     fn records(&self, cursor: u64, out: &mut Vec<Record>) -> Result<Option<u64>, Refused>;
-    /// Appends what was kept for whoever copies the store.
-    fn kept(&self, out: &mut Vec<Record>);
+    /// Appends what was kept for whoever copies the store as it was at that moment.
+    fn kept(&self, moment: u64, out: &mut Vec<Record>);
+    fn forget_kept(&self);
     fn names(&self, cursor: u64, out: &mut Vec<Member>) -> Result<Option<u64>, Refused>;
     fn tally(&self) -> Result<(usize, u64), Refused>;
     fn barrier(&self);
@@ -220,8 +221,12 @@ impl<V: Stored> AnyShelf for Shelf<V> {
         Ok(next)
     }
 
-    fn kept(&self, out: &mut Vec<Record>) {
-        out.extend(self.table.take_kept().into_iter().map(|found| self.record(found)));
+    fn forget_kept(&self) {
+        self.table.forget_kept();
+    }
+
+    fn kept(&self, moment: u64, out: &mut Vec<Record>) {
+        out.extend(self.table.take_kept(moment).into_iter().map(|found| self.record(found)));
     }
 
     fn names(&self, cursor: u64, out: &mut Vec<Member>) -> Result<Option<u64>, Refused> {

@@ -412,3 +412,43 @@ fn writers_at_the_bound_are_let_in_when_room_is_made() {
         assert_eq!(disk.disk().durable.len(), 6);
     });
 }
+
+#[test]
+fn a_copy_shows_one_moment() {
+    check(|| {
+        let store = Store::in_memory();
+        for key in ["a/1", "b/1", "gone/1", "gone/2"] {
+            store.put(key, "0").unwrap();
+        }
+        let writer = {
+            let store = store.clone();
+            thread::spawn(move || {
+                // Each step is visible to whoever sees a later one.
+                store.put("a/1", "1").unwrap();
+                store.put("b/1", "1").unwrap();
+                store.put("c/1", "1").unwrap();
+                store.delete("gone/1").unwrap();
+                store.delete_all("gone").unwrap();
+                store.put("a/1", "2").unwrap();
+            })
+        };
+        let mut lines = Vec::new();
+        store.export(&mut lines).unwrap();
+        writer.join().unwrap();
+        let lines = String::from_utf8(lines).unwrap();
+        let has = |key: &str, value: &str| {
+            lines.contains(&format!("{{\"key\":\"{key}\",\"codec\":\"raw\",\"value\":\"{value}\"}}"))
+        };
+        let steps = [
+            !has("a/1", "0"),
+            has("b/1", "1"),
+            has("c/1", "1"),
+            !has("gone/1", "0"),
+            !has("gone/2", "0"),
+            has("a/1", "2"),
+        ];
+        assert!(steps.is_sorted_by(|a, b| a >= b), "{steps:?} {lines}");
+        let count = |part: &str| lines.matches(part).count();
+        assert!(count("a/1") == 1 && count("b/1") == 1, "each once: {lines}");
+    });
+}

@@ -101,8 +101,8 @@ pub(crate) struct Table<V> {
     moved: AtomicBool,
     root: Shard<V>,
     levels: OnceLock<Box<Levels<V>>>,
-    /// What was replaced while somebody copied the store: see [`Ledger::cut`].
-    kept: Mutex<Vec<Found<V>>>,
+    /// What was replaced while somebody copied the store, and by which version: see [`Ledger::cut`].
+    kept: Mutex<Vec<(Found<V>, u64)>>,
     /// How far whoever copies the store has come, as a cursor: what lies before it need not be kept. Written under the
     /// lock of the shard that was copied.
     copied: AtomicU64,
@@ -329,7 +329,7 @@ impl<V: Stored> Table<V> {
                     slot.stamp = Stamp::new(ledger.next_version(), codec, persists);
                     let old = std::mem::replace(&mut slot.value, value.take());
                     if old_stamp.version() <= ledger.cut() {
-                        self.keep(hash, &slot.member, &old, old_stamp);
+                        self.keep(hash, &slot.member, &old, old_stamp, slot.stamp.version());
                     }
                     match &old {
                         Some(old) => *bytes -= (member.len() + old.weight()) as u64,
@@ -449,22 +449,23 @@ impl<V: Stored> Table<V> {
                 return Ok(None);
             }
             let (weight, old_stamp) = (slot.charge(), slot.stamp);
-            let old = if ledger.persists() {
+            let (old, version) = if ledger.persists() {
                 let was_at_risk = slot.at_risk();
                 ledger.charge(member.len() as isize - was_at_risk as isize)?;
                 *at_risk = *at_risk - was_at_risk + member.len();
                 let was_dirty = slot.stamp.dirty();
-                slot.stamp = Stamp::new(ledger.next_version(), 0, true);
+                let version = ledger.next_version();
+                slot.stamp = Stamp::new(version, 0, true);
                 if !was_dirty {
                     ledger.dirty(&slot.member);
                 }
-                slot.value.take()
+                (slot.value.take(), version)
             } else {
-                ledger.next_version();
-                occupied.remove().0.value
+                let version = ledger.next_version();
+                (occupied.remove().0.value, version)
             };
             if old_stamp.version() <= ledger.cut() {
-                self.keep(hash, &Member::from(member), &old, old_stamp);
+                self.keep(hash, &Member::from(member), &old, old_stamp, version);
             }
             *live -= 1;
             *bytes -= weight as u64;
@@ -491,7 +492,7 @@ impl<V: Stored> Table<V> {
         let cut = ledger.cut();
         if cut > 0 {
             for slot in all.guards.iter().flat_map(|inner| &inner.slots).filter(|slot| slot.stamp.version() <= cut) {
-                self.keep(self.hash(&slot.member), &slot.member, &slot.value, slot.stamp);
+                self.keep(self.hash(&slot.member), &slot.member, &slot.value, slot.stamp, version);
             }
         }
         let mut freed = 0;
@@ -522,10 +523,10 @@ impl<V: Stored> Table<V> {
 
     /// Keeps what is being replaced, unless it was copied already.
     #[cold]
-    fn keep(&self, hash: u64, member: &Member, value: &Option<V>, stamp: Stamp) {
+    fn keep(&self, hash: u64, member: &Member, value: &Option<V>, stamp: Stamp, by: u64) {
         let place = u64::from(shard_bits(hash).reverse_bits());
         if let Some(value) = value.as_ref().filter(|_| place >= self.copied.load(Ordering::Relaxed)) {
-            self.kept.lock().push(Found { member: member.clone(), value: value.clone(), stamp });
+            self.kept.lock().push((Found { member: member.clone(), value: value.clone(), stamp }, by));
         }
     }
 
@@ -534,10 +535,19 @@ impl<V: Stored> Table<V> {
         self.scan_then(cursor, &mut pick, |next| self.copied.store(next, Ordering::Relaxed))
     }
 
-    /// Another copy begins, or the one that was made is done: what was kept for it is returned.
-    pub(crate) fn take_kept(&self) -> Vec<Found<V>> {
+    /// Nobody copies the store, and somebody may begin to.
+    pub(crate) fn forget_kept(&self) {
         self.copied.store(0, Ordering::Relaxed);
-        std::mem::take(&mut *self.kept.lock())
+        drop(std::mem::take(&mut *self.kept.lock()));
+    }
+
+    /// What was there at that moment and was replaced since, as far as it was not copied.
+    pub(crate) fn take_kept(&self, moment: u64) -> Vec<Found<V>> {
+        let kept = std::mem::take(&mut *self.kept.lock());
+        // Before the moment was known more was kept.
+        let was_there =
+            |(found, by): (Found<V>, u64)| (found.stamp.version() <= moment && by > moment).then_some(found);
+        kept.into_iter().filter_map(was_there).collect()
     }
 
     /// Clears the dirty mark, and then reads the value: a write that comes after the mark was cleared sends the key
