@@ -7,7 +7,7 @@
 use crate::backend::Change;
 use crate::backend::files::header;
 use crate::codec;
-use crate::journal::frame::{self, ALIGNMENT, Content, Found, Frame, Place};
+use crate::journal::frame::{self, ALIGNMENT, Block, Content, Found, Frame, Others, Place};
 use crate::journal::segment::{self, Scan};
 use crate::key;
 use crate::map::MAX_VERSION;
@@ -16,8 +16,8 @@ use std::ops::Range;
 /// Does the work, and says how many bytes were allocated at once for it, at most. One that cannot tell says 0.
 pub type Meter<'a> = &'a dyn Fn(&mut dyn FnMut()) -> usize;
 
-/// A clear takes 11 bytes of a body, and 96 of a vector, which doubles and is there twice while it moves.
-const MOST_PER_BYTE: usize = 32;
+/// A member of a block takes 4 bytes of a body, and 96 of a vector, which doubles and is there twice while it moves.
+const MOST_PER_BYTE: usize = 72;
 
 /// Messages, and what a small vector begins with.
 const MOST_AT_ALL: usize = 4096;
@@ -143,6 +143,75 @@ impl Made {
     }
 }
 
+/// The kind of a frame of members that a compaction has put away, as the format has it.
+const BLOCK: u64 = 3;
+
+/// The kind of a frame that speaks of other segments.
+const OTHERS: u64 = 4;
+
+/// What is written into one frame.
+#[derive(Clone, Copy)]
+enum Shape {
+    Changes,
+    Block,
+    Others,
+}
+
+impl Shape {
+    fn of(number: u8) -> Shape {
+        match number % 4 {
+            2 => Shape::Block,
+            3 => Shape::Others,
+            _ => Shape::Changes,
+        }
+    }
+
+    /// A block needs a collection: without one it is a transaction.
+    fn block(self, made: &[Made]) -> Option<&Made> {
+        if matches!(self, Shape::Block) { made.first() } else { None }
+    }
+
+    fn encode(self, out: &mut Vec<u8>, place: Place, synced: u64, made: &[Made]) {
+        if let Some(others) = self.others(made) {
+            return others.encode(out, place, synced);
+        }
+        let Some(first) = self.block(made) else {
+            return frame::encode(out, place, synced, &self.changes(made));
+        };
+        // Every second one begins with its lowest version, as most do; in the others some wrap around.
+        let lowest = made.iter().map(|made| made.version).min().unwrap_or(0);
+        let base = if first.kind & 4 == 0 { lowest } else { first.version };
+        let mut block = Block::new(&first.collection, &first.codec, base);
+        for Made { member, version, deadline, value, .. } in made {
+            block.push(member, *version, *deadline, value);
+        }
+        block.encode(out, place, synced);
+    }
+
+    /// What is to be read of it.
+    fn changes(self, made: &[Made]) -> Vec<Change<'_>> {
+        if self.others(made).is_some() {
+            return Vec::new();
+        }
+        let Some(first) = self.block(made) else { return made.iter().map(Made::change).collect() };
+        let (collection, codec) = (&first.collection, &first.codec);
+        made.iter()
+            .map(|made| {
+                let Made { member, version, deadline, value, .. } = made;
+                let (version, deadline) = (*version, *deadline);
+                Change::Put { collection, member, version, deadline, codec, value }
+            })
+            .collect()
+    }
+
+    fn others(self, made: &[Made]) -> Option<Others> {
+        let is_replaced = |made: &&Made| made.kind.is_multiple_of(2);
+        let replaced = made.iter().filter(is_replaced).map(|made| made.version).collect();
+        let ends = made.iter().filter(|made| !is_replaced(made)).map(|made| (made.version, made.value.len() as u64));
+        matches!(self, Shape::Others).then(|| Others { replaced, ends: ends.collect() })
+    }
+}
+
 /// Damages bytes as media, crashes and people do. `other` is of the same kind, from elsewhere.
 ///
 /// The input never says what bytes are written: a fuzzer sees the numbers that are compared, and would write the right
@@ -204,16 +273,18 @@ pub fn frame(data: &[u8], meter: Meter<'_>) {
         how => {
             let synced = input.number(4);
             let made: Vec<Made> = (0..(mode >> 2) % 5).map(|_| input.made()).collect();
-            let changes: Vec<Change<'_>> = made.iter().map(Made::change).collect();
+            let shape = Shape::of(mode >> 5);
+            let changes = shape.changes(&made);
             let encode = |place| {
                 let mut bytes = Vec::new();
-                frame::encode(&mut bytes, place, synced, &changes);
+                shape.encode(&mut bytes, place, synced, &made);
                 bytes
             };
             let bytes = encode(place);
             let Found::Whole(found) = frame::find(&bytes, place) else { panic!("it was just written") };
             assert_eq!((frame::room(found.body.len()), found.synced), (bytes.len(), synced));
             assert_eq!(bounded(meter, bytes.len(), || found.changes()).as_deref(), Some(&changes[..]));
+            assert_eq!(found.others(), shape.others(&made));
             read_frame(&bytes, place, meter);
             if how == 2 {
                 return;
@@ -246,7 +317,7 @@ fn repair_frame(bytes: &mut [u8], place: Place, how: u8) -> Option<usize> {
         header[..4].copy_from_slice(&(length as u32).to_le_bytes());
     }
     if how & 2 == 0 {
-        let kind = 1 + u32::from(header[16] % 2);
+        let kind = 1 + u32::from(header[16] % 4);
         header[16..20].copy_from_slice(&kind.to_le_bytes());
     }
     if how & 4 == 0 {
@@ -283,8 +354,11 @@ fn read_frame(bytes: &[u8], place: Place, meter: Meter<'_>) {
             ] {
                 assert_eq!(frame::find(bytes, elsewhere), Found::Nothing);
             }
+            let kind = little_end_first(&bytes[16..20]);
+            let others = bounded(meter, found.body.len(), || found.others());
             if let Some(changes) = bounded(meter, found.body.len(), || found.changes()) {
-                check_changes(&found, place, &changes);
+                assert_eq!(others.is_some(), kind == OTHERS);
+                check_changes(&found, kind, place, &changes, others);
             }
         }
     }
@@ -302,7 +376,7 @@ fn check_frame(bytes: &[u8], place: Place, found: &Frame<'_>) {
 }
 
 /// A frame's changes are ones that larder takes, and make the same frame again.
-fn check_changes(found: &Frame<'_>, place: Place, changes: &[Change<'_>]) {
+fn check_changes(found: &Frame<'_>, kind: u64, place: Place, changes: &[Change<'_>], others: Option<Others>) {
     for change in changes {
         assert!(change.version() <= MAX_VERSION);
         let (collection, member) = match *change {
@@ -320,6 +394,23 @@ fn check_changes(found: &Frame<'_>, place: Place, changes: &[Change<'_>]) {
     }
     let mut right = Vec::new();
     frame::copy(&mut right, place, found.synced, found);
+    let mut spelled = Vec::new();
+    if let Some(others) = others {
+        assert!(changes.is_empty());
+        others.encode(&mut spelled, place, found.synced);
+        return assert_eq!(spelled, right, "it has another spelling");
+    }
+    if kind == BLOCK {
+        // Of one without members the names are nowhere else.
+        let Some(&Change::Put { collection, codec, .. }) = changes.first() else { return assert!(changes.is_empty()) };
+        let mut block = Block::new(collection, codec, little_end_first(&found.body[4..12]));
+        for change in changes {
+            let Change::Put { member, version, deadline, value, .. } = *change else { panic!("{change:?} in a block") };
+            block.push(member, version, deadline, value);
+        }
+        block.encode(&mut spelled, place, found.synced);
+        return assert_eq!(spelled, right, "it has another spelling");
+    }
     let (mut encoded, mut transaction) = (Vec::new(), Vec::new());
     frame::encode(&mut encoded, place, found.synced, changes);
     frame::copy(&mut transaction, place, found.synced, &Content::of(changes).frame());
@@ -449,7 +540,8 @@ struct Written {
     /// Where its body ends. What comes after is in no checksum.
     body_end: usize,
     synced: u64,
-    changes: Range<usize>,
+    shape: Shape,
+    made: Range<usize>,
 }
 
 /// Writes a segment as the journal does, damages it, and looks for what must be found.
@@ -463,21 +555,20 @@ fn written_segment(input: &mut Input<'_>, meter: Meter<'_>) {
         let shape = input.byte();
         let before = made.len();
         made.extend((0..if shape & 3 == 3 { shape >> 5 } else { 1 }).map(|_| input.made()));
-        shapes.push((shape & 4 != 0, before..made.len()));
+        shapes.push((shape & 4 != 0, Shape::of(shape >> 3), before..made.len()));
     }
-    let changes: Vec<Change<'_>> = made.iter().map(Made::change).collect();
     let tail = usize::from(input.byte()) * 64;
     let mut bytes = vec![0x11; segment::HEADER];
-    for (sync, range) in shapes {
+    for (sync, shape, range) in shapes {
         let start = bytes.len();
         if sync {
             synced = start as u64;
         }
         let place = Place { segment: number, offset: start as u64 };
-        frame::encode(&mut bytes, place, synced, &changes[range.clone()]);
+        shape.encode(&mut bytes, place, synced, &made[range.clone()]);
         let body = little_end_first(&bytes[start..start + 4]) as usize;
         let body_end = start + frame::HEADER + body;
-        written.push(Written { at: start..bytes.len(), body_end, synced, changes: range });
+        written.push(Written { at: start..bytes.len(), body_end, synced, shape, made: range });
     }
     let end = bytes.len();
     bytes.resize(end + tail, 0);
@@ -497,7 +588,7 @@ fn written_segment(input: &mut Input<'_>, meter: Meter<'_>) {
         let mut other = vec![0x22; segment::HEADER];
         for frame in &written {
             let place = Place { segment: number + 1, offset: other.len() as u64 };
-            frame::encode(&mut other, place, frame.synced, &changes[frame.changes.clone()]);
+            frame.shape.encode(&mut other, place, frame.synced, &made[frame.made.clone()]);
         }
         other
     });
@@ -514,7 +605,8 @@ fn written_segment(input: &mut Input<'_>, meter: Meter<'_>) {
         let Some(frame) = frame else { panic!("no frame was written at {offset}") };
         assert_eq!(found.synced, frame.synced);
         assert_eq!(found.body, &bytes[frame.at.start + frame::HEADER..frame.body_end]);
-        assert_eq!(found.changes().as_deref(), Some(&changes[frame.changes.clone()]));
+        assert_eq!(found.changes(), Some(frame.shape.changes(&made[frame.made.clone()])));
+        assert_eq!(found.others(), frame.shape.others(&made[frame.made.clone()]));
     }
     let mut unbroken = true;
     for frame in written.iter().filter(|frame| frame.at.start >= start) {

@@ -79,3 +79,38 @@ fn a_crashed_store_of_format_1_opens_with_every_kind_of_frame() {
     assert_eq!(get(&store, "song/fourth").unwrap(), b"never synced");
     check_the_rest(&store);
 }
+
+#[test]
+fn a_packed_store_of_format_1_opens_with_every_kind_of_frame() {
+    let (_dir, store) = open("format-1/packed");
+    let report = store.load_report();
+    assert_eq!((report.members, report.collections), (8, 2));
+    let large = [b'l'; 5000];
+    let check = |store: &Store| {
+        assert_eq!(store.len("album").unwrap(), 0, "it was cleared");
+        assert_eq!(get(store, "song/deleted"), None);
+        assert_eq!(get(store, "song/empty"), None);
+        assert_eq!(get(store, "song/large").unwrap(), large);
+        assert_eq!(get(store, "song/larger").unwrap(), large.repeat(2));
+        assert_eq!(get(store, "song/first").unwrap(), b"kept");
+        assert_eq!(get(store, "song/second").unwrap(), b"with a deadline");
+        assert_eq!(get(store, "song/bj\u{f6}rk").unwrap(), [0, 159, 146, 150]);
+        assert_eq!(get(store, "song/third").unwrap(), b"of two");
+        assert_eq!(get(store, "song/fourth").unwrap(), b"never synced");
+        assert_eq!(*store.collection::<u32>("year").unwrap().get("discovery").unwrap(), 2001);
+    };
+    check(&store);
+    store.compact().unwrap();
+    store.close().unwrap();
+    let path = store.path().to_owned();
+    drop(store);
+    let store = Store::open(&path).unwrap();
+    check(&store);
+    store.close().unwrap();
+    drop(store);
+    // Numbers go on from the highest, and so do they in the other layout.
+    larder::convert(&path, larder::Layout::Files).unwrap();
+    let fourth = fs::read_to_string(path.join("song/fourth")).unwrap();
+    assert!(fourth.starts_with("larder 1 codec=raw version=15 "), "{fourth}");
+    check(&Store::open(&path).unwrap());
+}

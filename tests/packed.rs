@@ -32,7 +32,7 @@ fn packed(path: &Path) -> Store {
 fn reopen(path: &Path) -> Store {
     let store = Store::open(path).unwrap();
     assert_eq!(store.load_report().quarantined, []);
-    assert_eq!(member_files(path), [PathBuf::new(); 0], "a packed store has no files of members");
+    assert!(member_files(path).is_empty(), "a packed store has no files of members");
     store
 }
 
@@ -108,7 +108,7 @@ fn a_store_is_opened_in_the_layout_that_it_has() {
     for open in [|path: &Path| Store::open(path).unwrap(), packed] {
         let store = open(&path);
         assert_eq!(store.get("c/m").unwrap().unwrap(), "v");
-        assert_eq!(member_files(&path), [PathBuf::new(); 0]);
+        assert!(member_files(&path).is_empty());
         store.close().unwrap();
     }
 }

@@ -152,6 +152,8 @@ pub(super) struct Known {
     pub(super) header: Option<segment::Header>,
     /// How far it was durable, at least.
     pub(super) durable: u64,
+    /// What stands beyond that counts for nothing: what came after it may have been packed since, and left out.
+    pub(super) is_over: bool,
 }
 
 /// What stands in the journal's directory.
@@ -197,9 +199,10 @@ pub(super) fn segments(place: &Place) -> Result<Segments> {
         if let Some(header) = header {
             ends.insert(header.previous, header.previous_end);
         }
-        found.push(Known { number, header, durable: header.and_then(|header| header.packed_end).unwrap_or(0) });
+        let durable = header.and_then(|header| header.packed_end).unwrap_or(0);
+        found.push(Known { number, header, durable, is_over: false });
     }
-    let mut replaced = HashSet::new();
+    let (mut replaced, mut over) = (HashSet::new(), HashSet::new());
     for known in found.iter().filter(|known| known.header.is_some_and(|header| header.packed_end.is_some())) {
         let start = segment::HEADER as u64;
         let bytes = journal::read(&*place.fs, &place.journal, known.number, start, start + LONGEST_LIST)?;
@@ -207,6 +210,7 @@ pub(super) fn segments(place: &Place) -> Result<Segments> {
         if let frame::Found::Whole(frame) = frame::find(&bytes, at) {
             let others = frame.others().unwrap_or_default();
             replaced.extend(others.replaced);
+            over.extend(others.ends.iter().map(|(number, _)| *number));
             ends.extend(others.ends);
         }
     }
@@ -214,6 +218,7 @@ pub(super) fn segments(place: &Place) -> Result<Segments> {
         if let Some(end) = ends.get(&known.number) {
             known.durable = known.durable.max(*end);
         }
+        known.is_over = over.contains(&known.number);
     }
     let highest = found.iter().map(|known| known.number).max().unwrap_or(0);
     let (replaced, known): (Vec<Known>, Vec<Known>) =

@@ -28,7 +28,7 @@ const REDUNDANT: &[(&str, &str)] = &[
 const MOST: usize = 8;
 
 /// The classes by place; where a place has several kinds of changes, also by these.
-fn classes(barriers: &BTreeSet<Barrier>) -> BTreeSet<Without> {
+pub(super) fn classes(barriers: &BTreeSet<Barrier>) -> BTreeSet<Without> {
     let mut classes = BTreeSet::new();
     for Barrier { call, place, after } in barriers {
         let class = Without { call, place: place.clone(), after: None };

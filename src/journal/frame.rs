@@ -348,7 +348,8 @@ impl<'a> Body<'a> {
             let byte = self.u8()?;
             number |= u64::from(byte & 0x7f) << shift;
             if byte & 0x80 == 0 {
-                return Some(number);
+                // Of the spellings of a number only the shortest is larder's.
+                return (byte > 0 || shift == 0).then_some(number);
             }
         }
         None
@@ -379,7 +380,8 @@ impl<'a> Body<'a> {
             let length = self.varint()?;
             let member = self.text(usize::try_from(length >> 1).ok()?)?;
             key::check_member(collection, member).ok()?;
-            let deadline = if length & 1 == 1 { Some(self.u64()?) } else { None };
+            // The highest number stands for none, which is not spelled out here.
+            let deadline = if length & 1 == 1 { Some(self.u64().filter(|&at| at != u64::MAX)?) } else { None };
             let length = usize::try_from(self.varint()?).ok()?;
             let value = self.take(length).filter(|value| value.len() <= MAX_VALUE)?;
             found(Change::Put { collection, member, version, deadline, codec, value });
@@ -485,6 +487,72 @@ mod tests {
             }
             assert_eq!(find(&bytes, Place { segment: 8, ..PLACE }), Found::Nothing);
             assert_eq!(find(&bytes, Place { offset: 72, ..PLACE }), Found::Nothing);
+        }
+    }
+
+    #[test]
+    fn a_block_comes_back_and_is_none_when_it_is_cut_or_changed() {
+        let members = [
+            ("a", 42, None, &b"1"[..]),
+            ("bj\u{f6}rk", 7, Some(1_800_000_000_000), b""),
+            ("c", MAX_VERSION, None, &[9; 300]),
+        ];
+        let mut block = Block::new("artist", "json", 42);
+        members.iter().for_each(|&(member, version, deadline, value)| block.push(member, version, deadline, value));
+        let mut bytes = Vec::new();
+        block.encode(&mut bytes, PLACE, 64);
+        let Found::Whole(frame) = find(&bytes, PLACE) else { panic!("{bytes:?}") };
+        let put = |&(member, version, deadline, value): &(_, _, _, _)| Change::Put {
+            collection: "artist",
+            member,
+            version,
+            deadline,
+            codec: "json",
+            value,
+        };
+        assert_eq!(frame.changes().unwrap(), members.iter().map(put).collect::<Vec<_>>());
+        assert_eq!(frame.others(), None);
+        for end in 0..frame.body.len() {
+            assert_eq!(Frame { body: &frame.body[..end], ..frame }.changes(), None);
+            assert!(!matches!(find(&bytes[..HEADER + end], PLACE), Found::Whole(_)), "cut at {end}");
+        }
+        for at in 0..HEADER + frame.body.len() {
+            let mut damaged = bytes.clone();
+            damaged[at] ^= 0x10;
+            assert!(!matches!(find(&damaged, PLACE), Found::Whole(_)), "byte {at}");
+        }
+    }
+
+    #[test]
+    fn a_block_has_one_spelling() {
+        let body = |member: &[u8]| {
+            let start = [&[1, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0, 1][..], b"c\x03raw"].concat();
+            [&start[..], member].concat()
+        };
+        let is_block = |member: &[u8]| Frame { kind: BLOCK, synced: 0, body: &body(member) }.changes().is_some();
+        assert!(is_block(b"\x00\x02m\x01v"));
+        assert!(!is_block(b"\x80\x00\x02m\x01v"), "a number with a byte too many");
+        assert!(!is_block(b"\x00\x82\x00m\x01v") && !is_block(b"\x00\x02m\x81\x00v"));
+        assert!(is_block(&[&b"\x00\x03m"[..], &[0xfe; 8], b"\x01v"].concat()));
+        assert!(!is_block(&[&b"\x00\x03m"[..], &[0xff; 8], b"\x01v"].concat()), "no deadline, spelled out");
+        assert!(!is_block(b"\x00\x00\x01v") && !is_block(b"\x00\x02m\x02v"));
+    }
+
+    #[test]
+    fn what_is_said_of_others_comes_back_and_holds_no_changes() {
+        for others in [
+            Others::default(),
+            Others { replaced: vec![1, u64::MAX], ends: Vec::new() },
+            Others { replaced: vec![7], ends: vec![(8, 64), (9, 1 << 40)] },
+        ] {
+            let mut bytes = Vec::new();
+            others.encode(&mut bytes, PLACE, 64);
+            let Found::Whole(frame) = find(&bytes, PLACE) else { panic!("{others:?}") };
+            assert_eq!(frame.changes(), Some(Vec::new()));
+            assert_eq!(frame.others().as_ref(), Some(&others));
+            for end in (0..frame.body.len()).filter(|end| end % 8 != 4) {
+                assert_eq!(Frame { body: &frame.body[..end], ..frame }.others(), None);
+            }
         }
     }
 

@@ -207,6 +207,9 @@ impl Opened {
                     tails.clear();
                 }
                 counter = counter.max(changes.iter().map(Change::version).max().unwrap_or(0));
+                if known.is_over && *offset >= scan.durable {
+                    continue;
+                }
                 loader.recover(&changes)?;
                 if *offset >= scan.durable {
                     tails.add(&changes, *frame);

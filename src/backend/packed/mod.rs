@@ -326,7 +326,7 @@ fn read(place: &Place, known: &Known, clears: &Mutex<HashMap<String, u64>>, load
         let at = *offset as usize;
         if *offset >= scan.durable {
             // The mark of a close has nothing in it that could be carried.
-            if !frame.is_mark() {
+            if !known.is_over && !frame.is_mark() {
                 // What fills up to the next frame may be missing.
                 let end = (at + frame.size() as usize).min(bytes.len());
                 tails.push((bytes[at..end].to_vec(), *offset));
