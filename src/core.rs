@@ -909,9 +909,9 @@ impl Sink for Intake<'_> {
         Ok(())
     }
 
-    fn recover(&self, changes: &[Change<'_>]) -> Result<()> {
+    fn recover(&self, changes: &[Change<'_>], at_rest: bool) -> Result<()> {
         for change in changes {
-            let news = self.recover_one(change)?;
+            let news = self.recover_one(change)? && !at_rest;
             self.replayed.fetch_add(usize::from(news), Ordering::Relaxed);
         }
         Ok(())

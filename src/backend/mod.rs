@@ -404,8 +404,8 @@ impl fmt::Debug for Loader<'_> {
 /// The store's side of a load.
 pub(crate) trait Sink: Sync {
     fn put(&self, collection: &str, member: &str, version: u64, codec: &str, value: &[u8]) -> Result<()>;
-    /// Changes that were recovered, in their order, beside members of any version.
-    fn recover(&self, changes: &[Change<'_>]) -> Result<()>;
+    /// Changes, in their order, beside members of any version. Whether they were recovered, or were at rest.
+    fn recover(&self, changes: &[Change<'_>], at_rest: bool) -> Result<()>;
     /// Whether nothing newer than the change has been recovered or loaded. Before `recovered` is called.
     fn is_newest(&self, change: &Change<'_>) -> bool;
     /// All have been.
@@ -436,7 +436,12 @@ impl Loader<'_> {
     }
 
     pub(crate) fn recover(&self, changes: &[Change<'_>]) -> Result<()> {
-        self.sink.recover(changes)
+        self.sink.recover(changes, false)
+    }
+
+    /// The same of changes that were at rest, and are no news.
+    pub(crate) fn apply(&self, changes: &[Change<'_>]) -> Result<()> {
+        self.sink.recover(changes, true)
     }
 
     pub(crate) fn is_newest(&self, change: &Change<'_>) -> bool {

@@ -264,7 +264,7 @@ impl Sink for Found {
         Ok(())
     }
 
-    fn recover(&self, changes: &[Change<'_>]) -> Result<()> {
+    fn recover(&self, changes: &[Change<'_>], _at_rest: bool) -> Result<()> {
         for change in changes {
             match *change {
                 Change::Put { collection, member, version, value, .. } => {

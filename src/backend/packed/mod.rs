@@ -276,7 +276,7 @@ fn load(place: &Arc<Place>, loader: &Loader<'_>) -> Result<Found> {
         },
     )?;
     for (collection, &version) in &*clears.lock() {
-        loader.recover(&[Change::Clear { collection, version }])?;
+        loader.apply(&[Change::Clear { collection, version }])?;
     }
     let mut reads = std::mem::take(&mut *reads.lock());
     reads.sort_by_key(|read| read.held.number);
@@ -345,7 +345,7 @@ fn read(place: &Place, known: &Known, clears: &Mutex<HashMap<String, u64>>, load
                     *newest = version.max(*newest);
                     Ok(())
                 }
-                other => loader.recover(&[other]),
+                other => loader.apply(&[other]),
             };
             if failed.is_ok() {
                 failed = taken;
