@@ -412,6 +412,97 @@ fn a_format_that_is_damaged_or_missing_is_made_again_as_what_there_is() {
     assert_eq!(contents(&Store::open(&path).unwrap()), members);
 }
 
+/// A closed packed store of three segments, two of the journal and one that is packed.
+fn three_segments(path: &Path) -> Members {
+    let (store, _) = filled(path, Layout::Packed);
+    store.compact().unwrap();
+    store.put("song/second", "second").unwrap();
+    store.close().unwrap();
+    let store = Store::open(path).unwrap();
+    store.put("song/third", "third").unwrap();
+    let members = contents(&store);
+    store.close().unwrap();
+    assert_eq!(segments(path).len(), 3);
+    members
+}
+
+#[test]
+fn segments_that_were_swapped_or_renamed_get_their_names_back_and_lose_nothing() {
+    for renames in [&[(0, "t"), (1, "0"), (2, "1")][..], &[(0, "free")]] {
+        let (_dir, path) = temporary();
+        let members = three_segments(&path);
+        let found = segments(&path);
+        match renames {
+            [_] => fs::rename(&found[0], found[0].with_file_name("0000000077-00000001")).unwrap(),
+            _ => {
+                fs::rename(&found[0], path.join("t")).unwrap();
+                fs::rename(&found[1], &found[0]).unwrap();
+                fs::rename(path.join("t"), &found[1]).unwrap();
+            }
+        }
+        let report = larder::check(&path).unwrap();
+        let mendable = report.problems.iter().filter(|problem| problem.severity == Severity::Mendable).count();
+        assert!(!report.is_sound() && mendable == renames.len().min(2), "{:?}", report.problems);
+        assert_eq!(larder::repair(&path).unwrap().members, members.len());
+        let store = Store::open(&path).unwrap();
+        assert_eq!((contents(&store), store.load_report().quarantined), (members, Vec::new()));
+    }
+}
+
+#[test]
+fn what_is_missing_from_a_packed_store_that_was_closed_is_told() {
+    for take in 0..3 {
+        for what in ["gone", "empty", "cut"] {
+            let (_dir, path) = temporary();
+            let members = three_segments(&path);
+            let segment = segments(&path).swap_remove(take);
+            match what {
+                "gone" => fs::remove_file(&segment).unwrap(),
+                "empty" => fs::write(&segment, "").unwrap(),
+                _ => {
+                    let bytes = fs::read(&segment).unwrap();
+                    fs::write(&segment, &bytes[..bytes.len() - 40]).unwrap();
+                }
+            }
+            let report = larder::check(&path).unwrap();
+            let told: Vec<_> = report.problems.iter().filter(|problem| problem.severity == Severity::Loss).collect();
+            assert!(!told.is_empty() && told.iter().all(|problem| problem.path == segment), "{what}: {told:?}");
+            let store = Store::open(&path).unwrap();
+            let quarantined = store.load_report().quarantined;
+            assert!(!quarantined.is_empty() && quarantined.iter().all(|told| told.path == segment), "{quarantined:?}");
+            assert!(contents(&store).iter().all(|(key, value)| members.get(key) == Some(value)));
+            store.compact().unwrap();
+            store.close().unwrap();
+            // What is written anew is not told again.
+            assert_eq!(Store::open(&path).unwrap().load_report().quarantined, [], "{what} of {take}");
+        }
+    }
+    let (_dir, path) = temporary();
+    three_segments(&path);
+    fs::remove_dir_all(path.join(".larder/journal")).unwrap();
+    assert!(!larder::check(&path).unwrap().is_sound());
+}
+
+#[test]
+fn a_move_into_files_touches_nothing_of_somebody_else_s() {
+    let (_dir, path) = temporary();
+    let (store, members) = filled(&path, Layout::Packed);
+    store.close().unwrap();
+    fs::create_dir(path.join("song")).unwrap();
+    fs::write(path.join("song/3"), "mine").unwrap();
+    fs::write(path.join("README.TXT"), "mine").unwrap();
+    let before = tree(&path.join("song"));
+    let refused = larder::convert(&path, Layout::Files);
+    assert!(matches!(&refused, Err(Error::Io { path: at, .. }) if *at == path.join("song/3")), "{refused:?}");
+    assert_eq!(tree(&path.join("song")), before);
+    assert_eq!(contents(&Store::open(&path).unwrap()), members);
+    fs::rename(path.join("song"), path.join("My Songs")).unwrap();
+    larder::convert(&path, Layout::Files).unwrap();
+    assert_eq!(contents(&Store::open(&path).unwrap()), members);
+    assert_eq!(fs::read(path.join("My Songs/3")).unwrap(), b"mine");
+    assert_eq!(fs::read(path.join("README.TXT")).unwrap(), b"mine");
+}
+
 #[test]
 fn a_newer_format_is_refused_by_checking_and_mending() {
     let (_dir, path) = temporary();

@@ -30,17 +30,23 @@ pub(crate) fn back_up(fs: Arc<dyn Fs>, engine: &Engine, layout: Layout, target: 
     if fs.kind_at(&target, false).map_err(failed)?.is_some() {
         return Err(failed(io::ErrorKind::AlreadyExists.into()));
     }
-    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-    let partial = format!(".{name}.partial-{}-{number}", std::process::id());
-    let partial_path = parent.join(&partial);
+    if parent.ancestors().any(|above| fs.kind_at(&above.join(meta::META_DIR), false).is_ok_and(|kind| kind.is_some())) {
+        return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, "it is inside a store")));
+    }
     if fs.kind_at(parent, true).map_err(failed)?.is_none() {
         meta::make_path(&*fs, parent)?;
         meta::sync_path(&*fs, parent.parent())?;
     }
     let parent = fs.open_root(parent).map_err(failed)?;
-    if fs.kind(&parent, &partial).map_err(failed)?.is_some() {
-        return Err(Error::io("back up by way of", partial_path, io::ErrorKind::AlreadyExists.into()));
-    }
+    // One that a crash has left stays: nobody knows that it is not somebody's by now.
+    let partial = loop {
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let partial = format!(".larder.partial-{}-{number}", std::process::id());
+        if fs.kind(&parent, &partial).map_err(failed)?.is_none() {
+            break partial;
+        }
+    };
+    let partial_path = parent.join(&partial);
     let copied = copy(&fs, engine, layout, &partial_path).and_then(|report| {
         fs.rename(&parent, &partial, &parent, name).map_err(failed)?;
         fs.sync_dir(&parent).map_err(|error| Error::io("sync directory", parent.path(), error))?;

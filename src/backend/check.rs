@@ -150,6 +150,11 @@ pub fn check(path: impl AsRef<Path>) -> Result<CheckReport> {
         let explanation = "the store was being moved: `convert`, or the next load, goes on with it".to_owned();
         say(Severity::Note, meta.join(FORMAT_FILE), explanation);
     }
+    for (name, number) in misnamed(&*fs, &meta)? {
+        let path = meta.join(meta::JOURNAL_DIR).join(name);
+        let explanation = format!("it holds segment {}: `repair` gives it its name back", journal::file_name(number));
+        say(Severity::Mendable, path, explanation);
+    }
     let mut look = Look::on(fs.clone(), &path)?.assume(kept);
     let (engine, _) = Engine::read(&mut look)?;
     let (members, collections, _) = engine.tally();
@@ -191,6 +196,12 @@ fn leftovers(
             say(Severity::Note, quarantine.path().to_owned(), explanation);
         }
     }
+    if let Some(journal) = open(meta::JOURNAL_DIR)? {
+        for entry in list(&journal)?.iter().filter(|entry| journal::number_of(&entry.name).is_none()) {
+            let explanation = "it is no segment by its name, and is left alone".to_owned();
+            say(Severity::Note, journal.join(&entry.name), explanation);
+        }
+    }
     if let Some(journal) = open(meta::JOURNAL_DIR)?
         && kept == Kept::Files
     {
@@ -212,11 +223,64 @@ fn leftovers(
     Ok(())
 }
 
+/// The segments that have the name of another, and the numbers that they say they have. Their checksums cover these.
+fn misnamed(fs: &dyn Fs, meta: &Dir) -> Result<Vec<(String, u64)>> {
+    let journal = match fs.open_dir(meta, meta::JOURNAL_DIR) {
+        Ok(journal) => journal,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(Error::io("open directory", meta.join(meta::JOURNAL_DIR), error)),
+    };
+    let mut misnamed = Vec::new();
+    for number in journal::list(fs, &journal)? {
+        let start = journal::read(fs, &journal, number, 0, journal::segment::HEADER as u64)?;
+        let stated = start.get(16..24).map(|bytes| bytes.iter().rev().fold(0, |sum, &byte| sum << 8 | u64::from(byte)));
+        let is_whole = |stated: &u64| journal::segment::Header::decode(&start, *stated).is_some();
+        if let Some(stated) = stated.filter(|&stated| stated != number).filter(is_whole) {
+            misnamed.push((journal::file_name(number), stated));
+        }
+    }
+    Ok(misnamed)
+}
+
+/// Gives segments their names back. One whose name is taken stays in quarantine.
+fn give_names_back(fs: &dyn Fs, meta: &Dir) -> Result<Vec<Quarantined>> {
+    let misnamed = misnamed(fs, meta)?;
+    if misnamed.is_empty() {
+        return Ok(Vec::new());
+    }
+    let open = |name| fs.open_dir(meta, name).map_err(|error| Error::io("open directory", meta.join(name), error));
+    let (journal, quarantine) = (open(meta::JOURNAL_DIR)?, open(QUARANTINE_DIR)?);
+    let rename = |from: &Dir, from_name: &str, to: &Dir, to_name: &str| {
+        let renamed = fs.rename(from, from_name, to, to_name);
+        renamed.map_err(|error| Error::io("rename", from.join(from_name), error))
+    };
+    // By way of quarantine: two may have each other's names, and nothing in there is ever removed.
+    let mut moved = Vec::new();
+    for (name, number) in misnamed {
+        let aside = format!("{name}-holds-{}", journal::file_name(number));
+        rename(&journal, &name, &quarantine, &aside)?;
+        moved.push((name, aside, journal::file_name(number)));
+    }
+    let mut left = Vec::new();
+    for (name, aside, own) in moved {
+        if fs.kind(&journal, &own).map_err(|error| Error::io("look at", journal.join(&own), error))?.is_none() {
+            rename(&quarantine, &aside, &journal, &own)?;
+        } else {
+            let reason = format!("it holds segment {own}, and there is another of that name");
+            left.push(Quarantined { path: journal.join(&name), reason, moved_to: quarantine.join(&aside) });
+        }
+    }
+    for dir in [&journal, &quarantine] {
+        fs.sync_dir(dir).map_err(|error| Error::io("sync directory", dir.path(), error))?;
+    }
+    Ok(left)
+}
+
 /// Mends the closed store at `path`: keeps everything that can be kept, and moves what cannot into quarantine. After it
 /// [`check`] finds the store sound, and it opens.
 ///
-/// What a load does by itself it does too; beyond that it makes a missing or damaged file of the format again, goes on
-/// without a segment that cannot be read, and writes what is damaged in a packed store anew.
+/// What a load does by itself it does too; beyond that it makes a missing or damaged file of the format again, gives segments
+/// that have another's name their own, goes on without a segment that cannot be read, and writes what is damaged in a packed store anew.
 ///
 /// # Errors
 ///
@@ -243,6 +307,7 @@ pub fn repair(path: impl AsRef<Path>) -> Result<RepairReport> {
                 quarantined.extend(Place::mend_format(&*fs, &root, &meta, guess(&*fs, &root, &meta)?, found.err())?)
             }
         }
+        quarantined.extend(give_names_back(&*fs, &meta)?);
     }
     let kept = meta::read_format(&*fs, &path, &meta)?.ok_or_else(|| nothing(&path))?;
     let engine = loop {

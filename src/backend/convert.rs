@@ -4,6 +4,7 @@
 //! that is the one moment. Before it what is new is left over, after it what is old, and both are told by the format
 //! and removed by whoever comes next.
 
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -14,13 +15,14 @@ use super::writer::Writer;
 use super::{Backend, Files, Layout, Packed, files, front};
 use crate::core::Engine;
 use crate::error::{Error, Result};
-use crate::fs::{Fs, Kind, Native};
+use crate::fs::{Dir, Entry, Fs, Kind, Native};
 use crate::journal::{self, Numbers};
 
 /// Moves the closed store at `path` to `layout`. A store that has it already is left as it is.
 ///
 /// All members, their versions and the store's counter are kept. It needs room for both layouts at once, and RAM for all
-/// members. It can be interrupted at any point, by a crash too: the store opens then as what it was, or as what it was to
+/// members. To be moved into files, a packed store must have no files beside it, in directories, that could be taken for
+/// members'. It can be interrupted at any point, by a crash too: the store opens then as what it was, or as what it was to
 /// become, with everything in it, and the same call goes on.
 ///
 /// # Errors
@@ -94,6 +96,10 @@ fn unpack(fs: Arc<dyn Fs>, path: &Path) -> Result<()> {
     let place = packed.place()?;
     packed.close(counter)?;
 
+    if place.kept == Kept::Packed {
+        refuse_foreign(&place)?;
+    }
+    place.forget_segments()?;
     place.write_kept(Kept::PackedBesideFiles)?;
     let mut writer = Writer::new(&place, Layout::Files)?;
     engine.walk(|collection, codec, record| writer.put(collection, codec, record))?;
@@ -111,6 +117,28 @@ fn unpack(fs: Arc<dyn Fs>, path: &Path) -> Result<()> {
     tomb.finish(counter)?;
     front::remove(&place, &all)?;
     front::remove(&place, &[tomb.number])
+}
+
+/// A file that could be taken for a member's, where members' files are to be written, is somebody's: it must go first, and
+/// not by our hand.
+fn refuse_foreign(place: &Place) -> Result<()> {
+    let list = |dir: &Dir| place.fs.list(dir).map_err(|error| Error::io("list", dir.path(), error));
+    let could_be_ours = |entry: &&Entry| files::name::could_be_ours(&entry.name);
+    for collection in list(&place.root)?.iter().filter(could_be_ours).filter(|entry| entry.kind == Kind::Dir) {
+        let path = place.root.join(&collection.name);
+        let dir = place.fs.open_dir(&place.root, &collection.name);
+        let dir = dir.map_err(|error| Error::io("open directory", path, error))?;
+        if let Some(file) = list(&dir)?.iter().filter(could_be_ours).find(|entry| entry.kind == Kind::File) {
+            return Err(Error::io("convert: move away", dir.join(&file.name), io::ErrorKind::AlreadyExists.into()));
+        }
+    }
+    Ok(())
+}
+
+/// Whether a crash may have left a member's file so: empty, zeros, or a part of one.
+fn is_unfinished(bytes: &[u8]) -> bool {
+    const BEGINS: &[u8] = b"larder 1 ";
+    bytes.iter().all(|&byte| byte == 0) || bytes.starts_with(BEGINS) || BEGINS.starts_with(bytes)
 }
 
 /// Removes the members' files beside a packed store. What is not larder's stays.
@@ -134,7 +162,7 @@ pub(super) fn remove_files(place: &Place) -> Result<()> {
                     files::name::is_name_of(&collection.name, header.collection())
                         && files::name::is_name_of(&file.name, header.member())
                 }
-                Err(_) => true,
+                Err(_) => is_unfinished(&buffer[..length]),
             };
             if is_ours {
                 fs.unlink(&dir, &file.name).map_err(failed)?;

@@ -6,6 +6,7 @@ use super::header::FORMAT;
 use crate::backend::Layout;
 use crate::error::{Error, Result};
 use crate::fs::{Dir, Fs, Kind, LockFile, read_up_to, write_all};
+use crate::journal::{self, Extent};
 
 pub(in crate::backend) const META_DIR: &str = ".larder";
 pub(in crate::backend) const TMP_DIR: &str = "tmp";
@@ -14,6 +15,7 @@ pub(in crate::backend) const QUARANTINE_DIR: &str = "quarantine";
 pub(in crate::backend) const LOCK: &str = "lock";
 pub(in crate::backend) const FORMAT_FILE: &str = "format";
 pub(in crate::backend) const COUNTER_FILE: &str = "counter";
+pub(in crate::backend) const SEGMENTS_FILE: &str = "segments";
 
 /// The directory's lock, held while this lives. The file is never unlinked: whoever unlinks a lock hands out a second.
 #[derive(Debug)]
@@ -33,7 +35,18 @@ impl Lock {
     /// The same, and leaves no trace: without a file for it, there is nobody who could have it.
     pub(in crate::backend) fn hold(fs: &dyn Fs, root: &Path, meta: &Dir) -> Result<Option<Lock>> {
         match fs.kind(meta, LOCK).map_err(|error| Error::io("look at the lock", meta.join(LOCK), error))? {
-            Some(_) => Lock::open(fs, root, meta).map(Some),
+            Some(_) => match Lock::open(fs, root, meta) {
+                // Where nothing can be changed, nobody changes anything.
+                Err(Error::Io { source, .. })
+                    if matches!(
+                        source.kind(),
+                        std::io::ErrorKind::ReadOnlyFilesystem | std::io::ErrorKind::PermissionDenied
+                    ) =>
+                {
+                    Ok(None)
+                }
+                lock => lock.map(Some),
+            },
             None => Ok(None),
         }
     }
@@ -69,12 +82,17 @@ fn holder(file: &mut dyn LockFile) -> String {
 
 /// Reads a small file of the store's own. `None` when there is none.
 fn read_small(fs: &dyn Fs, dir: &Dir, name: &str) -> Result<Option<Vec<u8>>> {
+    read_own(fs, dir, name, 256)
+}
+
+/// The same of one that may be as large as this.
+fn read_own(fs: &dyn Fs, dir: &Dir, name: &str, most: usize) -> Result<Option<Vec<u8>>> {
     let mut file = match fs.open(dir, name) {
         Ok(file) => file,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(Error::io("open", dir.join(name), error)),
     };
-    let mut bytes = vec![0; 256];
+    let mut bytes = vec![0; most];
     let length = read_up_to(&mut *file, &mut bytes).map_err(|error| Error::io("read", dir.join(name), error))?;
     bytes.truncate(length);
     Ok(Some(bytes))
@@ -152,6 +170,33 @@ pub(in crate::backend) fn read_format(fs: &dyn Fs, root: &Path, meta: &Dir) -> R
 
 pub(in crate::backend) fn write_format(fs: &dyn Fs, meta: &Dir, tmp: &Dir, kept: Kept) -> Result<()> {
     write_small(fs, meta, tmp, FORMAT_FILE, &kept.line())
+}
+
+/// The segments that a packed store was closed with, and how far they reach; `None` if it was not closed, or the list is
+/// damaged: it is there to find what is missing, and nothing else needs it.
+pub(in crate::backend) fn read_segments(fs: &dyn Fs, meta: &Dir) -> Result<Option<Vec<Extent>>> {
+    let Some(bytes) = read_own(fs, meta, SEGMENTS_FILE, 4 << 20)? else { return Ok(None) };
+    let text = std::str::from_utf8(&bytes).unwrap_or_default();
+    let segments: Option<Vec<Extent>> = text
+        .lines()
+        .filter(|line| !line.starts_with("larder "))
+        .map(|line| {
+            let (name, end) = line.split_once(' ')?;
+            Some(Extent { number: journal::number_of(name)?, end: end.parse().ok()? })
+        })
+        .collect();
+    Ok(segments.filter(|segments| segments_text(segments) == text))
+}
+
+pub(in crate::backend) fn write_segments(fs: &dyn Fs, meta: &Dir, tmp: &Dir, segments: &[Extent]) -> Result<()> {
+    write_small(fs, meta, tmp, SEGMENTS_FILE, &segments_text(segments))
+}
+
+fn segments_text(segments: &[Extent]) -> String {
+    let lines: String =
+        segments.iter().map(|segment| format!("{} {}\n", journal::file_name(segment.number), segment.end)).collect();
+    let checksum = crc32fast::hash(lines.as_bytes());
+    format!("larder segments crc32={checksum:08x}\n{lines}")
 }
 
 /// What the counter's file says.

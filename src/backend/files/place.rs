@@ -10,7 +10,7 @@ use super::{header, load, name};
 use crate::backend::{Change, Layout, Loader, Quarantined};
 use crate::error::{Error, Result};
 use crate::fs::{Dir, Fs, Kind, write_all};
-use crate::journal;
+use crate::journal::{self, Extent};
 
 /// What a loaded store holds open. The lock comes last: it is released after everything else is closed.
 #[derive(Debug)]
@@ -52,6 +52,9 @@ impl Place {
         let place = Place { fs, root, meta, journal, quarantine, kept, lock: Some(lock) };
         if format.is_none() {
             place.initialise(&tmp)?;
+        } else if journal::list(&*place.fs, &place.journal)?.is_empty() {
+            // A load that failed may have left the format without making it durable; what is stored must not come before it.
+            place.sync_dir(&place.meta)?;
         }
         place.remove_temporaries(&tmp)?;
         Ok(place)
@@ -170,6 +173,31 @@ impl Place {
 
     pub(in crate::backend) fn write_kept(&self, kept: Kept) -> Result<()> {
         meta::write_format(&*self.fs, &self.meta, &self.tmp()?, kept)
+    }
+
+    /// Notes the segments of a packed store that is closed, and how far they reach.
+    pub(in crate::backend) fn write_segments(&self, segments: &[Extent]) -> Result<()> {
+        meta::write_segments(&*self.fs, &self.meta, &self.tmp()?, segments)
+    }
+
+    /// They are about to change.
+    pub(in crate::backend) fn forget_segments(&self) -> Result<()> {
+        match self.fs.unlink(&self.meta, meta::SEGMENTS_FILE) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(Error::io("unlink", self.meta.join(meta::SEGMENTS_FILE), error)),
+            Ok(()) => self.sync_dir(&self.meta),
+        }
+    }
+
+    /// Moves a segment of which nothing can be read, and nothing is known to have been durable, out of the way: a crash may
+    /// have left it so, and then nobody misses it.
+    pub(in crate::backend) fn set_aside(&self, number: u64) -> Result<()> {
+        let name = journal::file_name(number);
+        let from = self.journal.join(&name);
+        let target = load::quarantine_name(now(), 0, JOURNAL_DIR, &name);
+        self.write_note(&target, &from, "nothing in it can be read, and nothing says that anything in it was durable")?;
+        let moved = self.fs.rename(&self.journal, &name, &self.quarantine, &target);
+        moved.map_err(|error| Error::io("quarantine", &from, error))
     }
 
     pub(in crate::backend) fn write_counter(&self, counter: u64) -> Result<()> {

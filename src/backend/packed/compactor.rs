@@ -188,6 +188,11 @@ impl Compactor {
         !state.on_hold && state.is_mostly_garbage(|| self.background.members())
     }
 
+    /// The segments, as far as they are durable.
+    pub(super) fn extents(&self) -> Vec<Extent> {
+        self.shared.state.lock().held.iter().map(|held| Extent { number: held.number, end: held.end }).collect()
+    }
+
     /// Looks whether there is something to do, and has the thread do it. `counter` is the highest number in use.
     pub(super) fn wake(&mut self, counter: u64) {
         let mut state = self.shared.state.lock();

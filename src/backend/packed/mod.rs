@@ -100,6 +100,10 @@ impl Backend for Packed {
         if place.kept == meta::Kept::PackedBesideFiles {
             super::convert::remove_files(&place)?;
         }
+        for number in &found.strange {
+            place.set_aside(*number)?;
+        }
+        place.forget_segments()?;
         front::remove(&place, &found.replaced)?;
         let numbers = Arc::new(Numbers::after(found.last.number.max(found.highest)));
         let background = loader.background.clone();
@@ -221,7 +225,14 @@ impl Opened {
         // The next load is to know how far the segment was durable.
         self.front.mark()?;
         self.front.journal.seal();
-        Ok(())
+        for extent in self.front.journal.take_sealed() {
+            self.compactor.sealed(extent);
+        }
+        match self.front.place.write_segments(&self.compactor.extents()) {
+            // It is there to find what somebody has taken away. A full disk must not keep a store from being closed.
+            Err(Error::Io { source, .. }) if journal::is_full(&source) => Ok(()),
+            written => written,
+        }
     }
 }
 
@@ -230,6 +241,8 @@ struct Found {
     held: Vec<Held>,
     /// Others have taken their place.
     replaced: Vec<u64>,
+    /// Nothing in them can be read.
+    strange: Vec<u64>,
     carried: Vec<journal::frame::Content>,
     /// The last of the journal's segments.
     last: Extent,
@@ -243,6 +256,7 @@ struct Read {
     held: Held,
     tails: Vec<(Vec<u8>, u64)>,
     counter: u64,
+    is_strange: bool,
 }
 
 /// Gives what there is to the loader, and changes nothing.
@@ -256,7 +270,15 @@ fn load(place: &Arc<Place>, loader: &Loader<'_>) -> Result<Found> {
         Mark::Missing => (Ok(()), 0),
         Mark::Damaged(reason) => (Err(reason), 0),
     };
-    let front::Segments { known, replaced, highest } = front::segments(place)?;
+    let front::Segments { mut known, replaced, highest } = front::segments(place)?;
+    for Extent { number, end } in meta::read_segments(&*place.fs, &place.meta)?.unwrap_or_default() {
+        let path = place.journal.join(&journal::file_name(number));
+        match known.iter_mut().find(|known| known.number == number) {
+            Some(known) => known.durable = known.durable.max(end),
+            None if replaced.contains(&number) => {}
+            None => loader.quarantined(&path, "it is missing: the store was closed with it", &path),
+        }
+    }
 
     let clears = Mutex::new(HashMap::<String, u64>::new());
     let reads = Mutex::new(Vec::new());
@@ -306,10 +328,12 @@ fn load(place: &Arc<Place>, loader: &Loader<'_>) -> Result<Found> {
     }
     let carried = tails.carried(loader);
     loader.recovered();
+    let (strange, reads): (Vec<Read>, Vec<Read>) = reads.into_iter().partition(|read| read.is_strange);
+    let strange = strange.into_iter().map(|read| read.held.number).collect();
     let held: Vec<Held> = reads.into_iter().map(|read| read.held).collect();
     let last = held.iter().rev().find(|held| !held.packed);
     let last = last.map_or(Extent { number: 0, end: 0 }, |held| Extent { number: held.number, end: held.end });
-    Ok(Found { held, replaced, carried, last, highest, counter })
+    Ok(Found { held, replaced, strange, carried, last, highest, counter })
 }
 
 /// Gives what is in a segment to the loader: what may not be durable is kept for later.
@@ -361,5 +385,9 @@ fn read(place: &Place, known: &Known, clears: &Mutex<HashMap<String, u64>>, load
         }
     }
     let held = Held { number: known.number, end: scan.durable, packed, records, damaged };
-    Ok(Read { held, tails, counter })
+    let is_strange = scan.frames.is_empty()
+        && scan.durable <= segment::HEADER as u64
+        && known.header.is_none()
+        && bytes.iter().any(|&byte| byte != 0);
+    Ok(Read { held, tails, counter, is_strange })
 }
