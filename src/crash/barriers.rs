@@ -14,6 +14,7 @@ const REDUNDANT: &[(&str, &str)] = &[
         "sync_dir of a collection's directory, after no change",
         "it is for what a process that was killed had changed: see `folder`'s tests",
     ),
+    ("sync_dir of .larder, after no change", "it is for what a load that failed had changed: see `faults`"),
     (
         "sync_dir of .larder, after mkdir journal",
         "the one after the format follows before anything is stored, and makes the same names durable",

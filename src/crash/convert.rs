@@ -199,7 +199,12 @@ fn a_conversion_that_is_crashed_anywhere_keeps_every_member_and_goes_on() {
 }
 
 /// Barriers without which no crash shows anything, by where the store comes from, and why.
-const REDUNDANT: [(Layout, &str, &str); 3] = [
+const REDUNDANT: [(Layout, &str, &str); 4] = [
+    (
+        Layout::Packed,
+        "sync_dir of .larder, after unlink segments",
+        "the one after the format follows, before anything that the list speaks of goes",
+    ),
     (
         Layout::Files,
         "sync_dir of .larder, after rename to counter",

@@ -287,6 +287,16 @@ impl Journal {
         }
     }
 
+    /// Gives back the room ahead in the segment that is written. It costs nothing but the room if that fails.
+    pub(crate) fn trim(&mut self) {
+        if let Some(active) =
+            self.active.as_mut().filter(|active| active.grown > active.end && active.end == active.synced)
+            && active.file.set_len(active.end).is_ok()
+        {
+            active.grown = active.end;
+        }
+    }
+
     /// Closes the segment that is written, as far as it is durable. The next append begins another.
     pub(crate) fn seal(&mut self) {
         if let Some(active) = self.active.take() {

@@ -101,6 +101,13 @@ fn read_own(fs: &dyn Fs, dir: &Dir, name: &str, most: usize) -> Result<Option<Ve
 /// Replaces a small file of the store's own, durably.
 fn write_small(fs: &dyn Fs, dir: &Dir, tmp: &Dir, name: &str, text: &str) -> Result<()> {
     let path = dir.join(name);
+    let temporary = replace(fs, tmp, name, text, true)?;
+    fs.rename(tmp, &temporary, dir, name).map_err(|error| Error::io("replace", &path, error))?;
+    fs.sync_dir(dir).map_err(|error| Error::io("sync directory", dir.path(), error))
+}
+
+/// Writes what is to replace a small file, under a temporary name.
+fn replace(fs: &dyn Fs, tmp: &Dir, name: &str, text: &str, durably: bool) -> Result<String> {
     let temporary = format!("{name}.new");
     match fs.unlink(tmp, &temporary) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -110,11 +117,9 @@ fn write_small(fs: &dyn Fs, dir: &Dir, tmp: &Dir, name: &str, text: &str) -> Res
     }
     let mut file = fs.create(tmp, &temporary).map_err(|error| Error::io("create", tmp.join(&temporary), error))?;
     write_all(&mut *file, text.as_bytes())
-        .and_then(|()| file.sync_data())
+        .and_then(|()| if durably { file.sync_data() } else { Ok(()) })
         .map_err(|error| Error::io("write", tmp.join(&temporary), error))?;
-    drop(file);
-    fs.rename(tmp, &temporary, dir, name).map_err(|error| Error::io("replace", &path, error))?;
-    fs.sync_dir(dir).map_err(|error| Error::io("sync directory", dir.path(), error))
+    Ok(temporary)
 }
 
 /// What the file of the format says, beside the format's number.
@@ -189,7 +194,10 @@ pub(in crate::backend) fn read_segments(fs: &dyn Fs, meta: &Dir) -> Result<Optio
 }
 
 pub(in crate::backend) fn write_segments(fs: &dyn Fs, meta: &Dir, tmp: &Dir, segments: &[Extent]) -> Result<()> {
-    write_small(fs, meta, tmp, SEGMENTS_FILE, &segments_text(segments))
+    let temporary = replace(fs, tmp, SEGMENTS_FILE, &segments_text(segments), false)?;
+    // A crash may take it, or tear it: nobody misses it.
+    fs.rename(tmp, &temporary, meta, SEGMENTS_FILE)
+        .map_err(|error| Error::io("replace", meta.join(SEGMENTS_FILE), error))
 }
 
 fn segments_text(segments: &[Extent]) -> String {

@@ -52,7 +52,7 @@ impl Place {
         let place = Place { fs, root, meta, journal, quarantine, kept, lock: Some(lock) };
         if format.is_none() {
             place.initialise(&tmp)?;
-        } else if journal::list(&*place.fs, &place.journal)?.is_empty() {
+        } else if place.was_never_closed()? {
             // A load that failed may have left the format without making it durable; what is stored must not come before it.
             place.sync_dir(&place.meta)?;
         }
@@ -90,6 +90,16 @@ impl Place {
 
     pub(in crate::backend) fn is_only_looked_at(&self) -> bool {
         self.lock.is_none()
+    }
+
+    fn was_never_closed(&self) -> Result<bool> {
+        for name in [meta::COUNTER_FILE, meta::SEGMENTS_FILE] {
+            let kind = self.fs.kind(&self.meta, name);
+            if kind.map_err(|error| Error::io("look at", self.meta.join(name), error))?.is_some() {
+                return Ok(false);
+            }
+        }
+        Ok(journal::list(&*self.fs, &self.journal)?.is_empty())
     }
 
     /// Makes the file of the format again. What it was goes into quarantine.
@@ -183,9 +193,11 @@ impl Place {
     /// They are about to change.
     pub(in crate::backend) fn forget_segments(&self) -> Result<()> {
         match self.fs.unlink(&self.meta, meta::SEGMENTS_FILE) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(Error::io("unlink", self.meta.join(meta::SEGMENTS_FILE), error)),
-            Ok(()) => self.sync_dir(&self.meta),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(Error::io("unlink", self.meta.join(meta::SEGMENTS_FILE), error))
+            }
+            // A load that failed may have removed it without making that durable.
+            _ => self.sync_dir(&self.meta),
         }
     }
 
@@ -194,8 +206,21 @@ impl Place {
     pub(in crate::backend) fn set_aside(&self, number: u64) -> Result<()> {
         let name = journal::file_name(number);
         let from = self.journal.join(&name);
-        let target = load::quarantine_name(now(), 0, JOURNAL_DIR, &name);
-        self.write_note(&target, &from, "nothing in it can be read, and nothing says that anything in it was durable")?;
+        // A load that failed may have written the note in the same millisecond.
+        let names = (1..100).map(|number| load::quarantine_name(now(), number, JOURNAL_DIR, &name));
+        let reason = "nothing in it can be read, and nothing says that anything in it was durable";
+        let mut written = None;
+        for target in names {
+            match self.write_note(&target, &from, reason) {
+                Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::AlreadyExists => {}
+                done => {
+                    done?;
+                    written = Some(target);
+                    break;
+                }
+            }
+        }
+        let Some(target) = written else { return Ok(()) };
         let moved = self.fs.rename(&self.journal, &name, &self.quarantine, &target);
         moved.map_err(|error| Error::io("quarantine", &from, error))
     }

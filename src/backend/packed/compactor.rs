@@ -297,6 +297,14 @@ impl Compactor {
     }
 }
 
+impl Compactor {
+    /// It was not the end.
+    pub(super) fn revive(&mut self) {
+        let mut state = self.shared.state.lock();
+        (state.ending, state.paused) = (false, false);
+    }
+}
+
 impl Drop for Compactor {
     fn drop(&mut self) {
         self.end();
@@ -349,7 +357,8 @@ impl Work {
                 state.failed = false;
                 self.background.works();
             }
-            Err(error) if !gave_up => {
+            // Whoever asked is told; nobody else misses what was not worth its while.
+            Err(error) if !gave_up && aim == Aim::Worthwhile => {
                 state.failed = true;
                 self.background.fails(error.clone());
             }

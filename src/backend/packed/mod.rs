@@ -222,8 +222,17 @@ impl Opened {
     fn close(&mut self) -> Result<()> {
         self.sync()?;
         self.compactor.end();
+        let closed = self.close_front();
+        if closed.is_err() {
+            self.compactor.revive();
+        }
+        closed
+    }
+
+    fn close_front(&mut self) -> Result<()> {
         // The next load is to know how far the segment was durable.
         self.front.mark()?;
+        self.front.journal.trim();
         self.front.journal.seal();
         for extent in self.front.journal.take_sealed() {
             self.compactor.sealed(extent);
