@@ -118,7 +118,7 @@ impl View {
         &self.path
     }
 
-    /// What was found: also what is damaged, which stays where it is.
+    /// What was found: also what is damaged, which stays where it is: what it was `moved_to` is where it stands.
     pub fn load_report(&self) -> LoadReport {
         self.shown.load_report()
     }

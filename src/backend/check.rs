@@ -84,7 +84,7 @@ pub struct RepairReport {
     pub quarantined: Vec<Quarantined>,
 }
 
-/// Reads every file and every frame of the closed store at `path`, and says in words what is wrong. It changes nothing.
+/// Reads every file and every frame of the closed store at `path`, and says in words what is wrong. It changes nothing, and holds the store's lock meanwhile if it may.
 ///
 /// # Errors
 ///

@@ -20,7 +20,7 @@ use crate::journal::{self, Numbers};
 
 /// Moves the closed store at `path` to `layout`. A store that has it already is left as it is.
 ///
-/// All members, their versions and the store's counter are kept. It needs room for both layouts at once, and RAM for all
+/// An empty directory becomes an empty store. All members, their versions and the store's counter are kept. It needs room for both layouts at once, and RAM for all
 /// members. To be moved into files, a packed store must have no files beside it, in directories, that could be taken for
 /// members'. It can be interrupted at any point, by a crash too: the store opens then as what it was, or as what it was to
 /// become, with everything in it, and the same call goes on.
