@@ -42,11 +42,11 @@ impl fmt::Debug for Background {
 
 impl Background {
     pub(crate) fn waiting(&self) -> u64 {
-        self.waiting.load(Ordering::Relaxed)
+        self.waiting.load(Ordering::Acquire)
     }
 
     pub(crate) fn set_waiting(&self, bytes: u64) {
-        self.waiting.store(bytes, Ordering::Relaxed);
+        self.waiting.store(bytes, Ordering::Release);
     }
 
     pub(crate) fn progress(&self) -> u64 {

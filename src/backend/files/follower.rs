@@ -296,6 +296,8 @@ impl Trail {
         let mut state = self.state.lock();
         state.parts.pop_front();
         state.rested = segment::HEADER as u64;
+        // Whoever sees that nothing waits any more sees that nothing fails.
+        self.background.works();
         self.background.set_waiting(state.waiting());
         self.background.moved();
     }
@@ -342,7 +344,6 @@ impl Work {
             match done {
                 Ok(()) => {
                     (state.failed, wait) = (None, Duration::ZERO);
-                    self.trail.background.works();
                 }
                 Err(error) => {
                     wait = (wait * 2).clamp(FIRST_RETRY, LAST_RETRY);
@@ -439,6 +440,8 @@ impl Work {
         state.since = more.then(Instant::now);
         // Whoever waits for all is not done with one segment.
         state.hurried |= more && state.parts.len() > 1;
+        // Before the number, as in `retired`.
+        self.trail.background.works();
         self.trail.background.set_waiting(state.waiting());
         self.trail.background.moved();
     }

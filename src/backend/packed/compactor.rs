@@ -16,6 +16,9 @@ use crate::sync::{Condvar, Mutex, thread, wait_for};
 /// Below so many bytes nothing is worth a compaction.
 const FEW_BYTES: u64 = 2 * journal::SEGMENT;
 
+/// Members are counted again when more than one in so many changes came since.
+const COUNT_AGAIN: u64 = 64;
+
 /// More small segments than this are joined.
 const MANY_SMALL: usize = 16;
 
@@ -52,6 +55,10 @@ struct State {
     after_last: u64,
     /// The same of the changes that count for nothing: deletes make many of them in few bytes.
     garbage_after_last: u64,
+    /// Members when they were last counted, which takes every shard's lock; `None` if nobody could tell.
+    members: Option<u64>,
+    /// Changes since, at most as many as members have come or gone.
+    uncounted: u64,
     /// The highest number in use.
     counter: u64,
     /// Nothing may go: what an earlier process left is not durable in a newer segment yet.
@@ -78,7 +85,7 @@ pub(super) enum Aim {
 }
 
 impl State {
-    fn aim(&self, members: impl FnOnce() -> Option<usize>) -> Option<Aim> {
+    fn aim(&mut self, members: impl FnOnce() -> Option<usize>) -> Option<Aim> {
         if self.on_hold || self.paused || self.held.is_empty() && self.gone.is_empty() {
             return None;
         }
@@ -94,25 +101,33 @@ impl State {
     }
 
     /// Whether it is, and another pass would find more of it than the last.
-    fn is_mostly_garbage(&self, members: impl FnOnce() -> Option<usize>) -> bool {
+    fn is_mostly_garbage(&mut self, members: impl FnOnce() -> Option<usize>) -> bool {
         let bytes: u64 = self.held.iter().map(|held| held.end).sum();
         if bytes < FEW_BYTES {
             return false;
         }
-        let garbage = self.garbage(members());
+        if self.members.is_none() || self.uncounted > self.records / COUNT_AGAIN {
+            self.count_members(members());
+        }
+        let garbage = self.garbage();
         let grown = bytes >= self.after_last + (self.after_last / 4).max(journal::SEGMENT);
         garbage > self.records / 2 && (grown || garbage >= self.garbage_after_last + self.records / 4)
     }
 
-    /// Changes that count for nothing, if there are so many members; all of them if nobody knows.
-    fn garbage(&self, members: Option<usize>) -> u64 {
-        self.records.saturating_sub(members.unwrap_or(0) as u64)
+    fn count_members(&mut self, members: Option<usize>) {
+        (self.members, self.uncounted) = (members.map(|members| members as u64), 0);
+    }
+
+    /// Changes that count for nothing; all of them if nobody knows how many members there are.
+    fn garbage(&self) -> u64 {
+        self.records.saturating_sub(self.members.unwrap_or(0))
     }
 
     /// A pass begins, or is over: another is to find more than there is now.
     fn passed(&mut self, members: Option<usize>) {
         self.after_last = self.held.iter().map(|held| held.end).sum();
-        self.garbage_after_last = self.garbage(members);
+        self.count_members(members);
+        self.garbage_after_last = self.garbage();
     }
 }
 
@@ -171,9 +186,11 @@ impl Compactor {
         self.background.set_waiting(bytes);
     }
 
-    /// So many changes were appended.
-    pub(super) fn count(&self, records: u64) {
-        self.shared.state.lock().records += records;
+    /// So many changes were appended. A clear is one of them, and can take any number of members with it.
+    pub(super) fn count(&self, records: u64, cleared: bool) {
+        let mut state = self.shared.state.lock();
+        state.records += records;
+        state.uncounted = if cleared { u64::MAX } else { state.uncounted.saturating_add(records) };
     }
 
     /// A segment is complete. One without anything durable in it is there all the same, and has to go.
@@ -184,7 +201,7 @@ impl Compactor {
 
     /// Whether a pass is due that should see the newest changes, too: a few deletes can make garbage of everything.
     pub(super) fn wants_the_newest(&self) -> bool {
-        let state = self.shared.state.lock();
+        let mut state = self.shared.state.lock();
         !state.on_hold && state.is_mostly_garbage(|| self.background.members())
     }
 

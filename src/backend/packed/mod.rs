@@ -47,6 +47,8 @@ struct Opened {
     compactor: Compactor,
     /// Changes that were appended since the last sync.
     appended: u64,
+    /// Some of them were clears.
+    cleared: bool,
 }
 
 impl Packed {
@@ -112,7 +114,7 @@ impl Backend for Packed {
         #[cfg(test)]
         compactor.stay_on_this_thread(self.eager);
         let front = Front::new(place, numbers, found.last, found.carried, found.counter, journal::SEGMENT);
-        let mut open = Opened { front, compactor, appended: 0 };
+        let mut open = Opened { front, compactor, appended: 0, cleared: false };
         // If it fails the store is open all the same, and it is tried again before anything else is stored.
         _ = open.carry();
         open.compactor.wake(open.front.counter);
@@ -190,6 +192,8 @@ impl Opened {
         self.compactor.show_unsynced(self.front.unsynced());
         appended?;
         self.appended += transactions.iter().map(|changes| changes.len() as u64).sum::<u64>() + changes.len() as u64;
+        let mut all = transactions.iter().copied().flatten().chain(changes);
+        self.cleared |= all.any(|change| matches!(change, Change::Clear { .. }));
         if self.front.is_full() {
             // What is sealed here is handed over with the next sync that is asked for: a transaction's record may come
             // after a newer change of one of its members, and before that sync.
@@ -209,7 +213,7 @@ impl Opened {
 
     /// Gives the segments that were sealed to the compactor.
     fn hand_over(&mut self) {
-        self.compactor.count(std::mem::take(&mut self.appended));
+        self.compactor.count(std::mem::take(&mut self.appended), std::mem::take(&mut self.cleared));
         if self.compactor.wants_the_newest() {
             self.front.journal.seal();
         }
