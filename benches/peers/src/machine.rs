@@ -1,6 +1,7 @@
 //! What the figures were measured on.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Command;
@@ -75,13 +76,16 @@ fn file_system(path: &Path) -> String {
     best.0
 }
 
-/// The bytes of the disk that a directory takes.
+/// The bytes of the disk that a directory takes. A store may be at work in it: what goes meanwhile does not count.
 pub(crate) fn taken(dir: &Path) -> Result<u64> {
     use std::os::unix::fs::MetadataExt;
     let mut sum = 0;
     for entry in std::fs::read_dir(dir)? {
         let entry = entry?;
-        let metadata = entry.metadata()?;
+        let metadata = match entry.metadata() {
+            Err(error) if error.kind() == ErrorKind::NotFound => continue,
+            metadata => metadata?,
+        };
         sum += metadata.blocks() * 512 + if metadata.is_dir() { taken(&entry.path())? } else { 0 };
     }
     Ok(sum)
@@ -90,4 +94,11 @@ pub(crate) fn taken(dir: &Path) -> Result<u64> {
 /// Has the system forget what it has read of the disk. False where that is not allowed.
 pub(crate) fn drop_cache() -> bool {
     std::fs::write("/proc/sys/vm/drop_caches", "3").is_ok()
+}
+
+/// Memory of this process, in bytes, as the system calls it: `VmRSS` or `VmHWM`. NaN where it does not tell.
+pub(crate) fn memory(name: &str) -> f64 {
+    let line = line_of("/proc/self/status", name);
+    let kilobytes = line.strip_suffix(" kB").and_then(|number| number.parse::<f64>().ok());
+    kilobytes.map_or(f64::NAN, |kilobytes| kilobytes * 1024.0)
 }

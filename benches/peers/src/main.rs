@@ -2,12 +2,12 @@
 //! turns.
 //!
 //! ```text
-//! cargo run --release                      # everything: about an hour, 5 GB of disk
-//! cargo run --release -- --quick           # one round of everything, smaller: two minutes
-//! cargo run --release -- --only durable    # one section: durable, bulk, latency; may be given more than once
+//! cargo run --release                      # everything: more than an hour, 8 GB of disk, 8 GB of memory
+//! cargo run --release -- --quick           # one round of everything, smaller: three minutes
+//! cargo run --release -- --only durable    # one section: durable, bulk, latency, packed; may be given more than once
 //! cargo run --release -- --dir /mnt/disk   # another file system than that of the current directory
 //! cargo run --release -- --rounds 9        # more rounds than 5
-//! cargo run --release -- --seconds 60      # longer runs of durable writes than 3 s
+//! cargo run --release -- --seconds 60      # longer runs of durable writes, and of overwriting, than 3 s
 //! ```
 //!
 //! It prints Markdown. Every figure is the median of the rounds, with the least and the most in parentheses. In a round
@@ -18,6 +18,7 @@
 //! | durable | single writes, each of which returns when a power cut cannot take it any more; 1, 4 and 16 threads |
 //! | bulk | many members from one thread, until all are durable |
 //! | latency | larder only: from a put to durable, in default mode |
+//! | packed | larder only, `Layout::Packed`, two sizes: times, the longest put beside a compaction, disk, memory |
 //!
 //! The floor is what the disk allows: records appended to one file, which is written to its size beforehand, and
 //! `fdatasync`.
@@ -35,6 +36,7 @@ mod input;
 mod latency;
 mod machine;
 mod measure;
+mod packed;
 mod peers;
 
 use std::path::{Path, PathBuf};
@@ -45,14 +47,14 @@ use tempfile::TempDir;
 
 type Result<T, E = Box<dyn std::error::Error + Send + Sync>> = std::result::Result<T, E>;
 
-const SECTIONS: [&str; 3] = ["durable", "bulk", "latency"];
+const SECTIONS: [&str; 4] = ["durable", "bulk", "latency", "packed"];
 
 /// How much of everything.
 struct Size {
     rounds: usize,
     /// Members that are there before the durable writes begin, and that are overwritten.
     there: usize,
-    /// How long each run of durable writes takes.
+    /// How long each run of durable writes takes, and overwriting a packed store without a compaction.
     run: Duration,
     /// Members in a bulk load.
     bulk: usize,
@@ -64,6 +66,8 @@ struct Size {
     hot: usize,
     /// Raw syncs that are timed.
     syncs: usize,
+    /// Members of a packed store. The larger one is made once, however many rounds there are.
+    packed: [usize; 2],
 }
 
 const FULL: Size = Size {
@@ -75,6 +79,7 @@ const FULL: Size = Size {
     burst: 200_000,
     hot: 100_000,
     syncs: 5_000,
+    packed: [1_000_000, 10_000_000],
 };
 const QUICK: Size = Size {
     rounds: 1,
@@ -85,6 +90,7 @@ const QUICK: Size = Size {
     burst: 20_000,
     hot: 10_000,
     syncs: 1_000,
+    packed: [20_000, 50_000],
 };
 
 struct Config {
@@ -158,7 +164,13 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<()> {
-    let config = Config::parse(std::env::args().skip(1))?;
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    if let [first, what @ ..] = &args[..]
+        && first == packed::STEP
+    {
+        return packed::step(what);
+    }
+    let config = Config::parse(args.into_iter())?;
     machine::describe(&config)?;
     peers::describe();
     if config.wants("durable") {
@@ -169,6 +181,9 @@ fn run() -> Result<()> {
     }
     if config.wants("latency") {
         latency::run(&config)?;
+    }
+    if config.wants("packed") {
+        packed::run(&config)?;
     }
     println!("\nLoad average at the end: {}.", machine::load_average());
     Ok(())
