@@ -47,6 +47,9 @@ struct Put<'a> {
     #[serde(borrow)]
     member: Cow<'a, str>,
     version: u64,
+    /// In milliseconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    deadline: Option<u64>,
     #[serde(borrow)]
     codec: Cow<'a, str>,
     #[serde(flatten)]
@@ -98,8 +101,8 @@ impl<'a> TryFrom<&Change<'a>> for Line<'a> {
 
     fn try_from(change: &Change<'a>) -> Result<Self> {
         match *change {
-            Change::Put { collection, member, version, codec, value, .. } => {
-                Ok(Line::put(collection, member, version, codec, value))
+            Change::Put { collection, member, version, deadline, codec, value } => {
+                Ok(Line::put(collection, member, version, deadline, codec, value))
             }
             Change::Delete { collection, member, version } => {
                 Ok(Line::Delete(Delete { collection: collection.into(), member: member.into(), version }))
@@ -111,9 +114,16 @@ impl<'a> TryFrom<&Change<'a>> for Line<'a> {
 }
 
 impl<'a> Line<'a> {
-    fn put(collection: &'a str, member: &'a str, version: u64, codec: &'a str, value: &'a [u8]) -> Self {
+    fn put(
+        collection: &'a str,
+        member: &'a str,
+        version: u64,
+        deadline: Option<u64>,
+        codec: &'a str,
+        value: &'a [u8],
+    ) -> Self {
         let (collection, member, codec) = (collection.into(), member.into(), codec.into());
-        Line::Put(Put { collection, member, version, codec, value: Bytes::new(value) })
+        Line::Put(Put { collection, member, version, deadline, codec, value: Bytes::new(value) })
     }
 
     fn version(&self) -> u64 {
@@ -148,6 +158,7 @@ struct Replay {
 
 struct Member {
     version: u64,
+    deadline: Option<u64>,
     codec: String,
     value: Vec<u8>,
 }
@@ -185,7 +196,7 @@ impl Replay {
             Line::Counter(_) => {}
             Line::Put(put) => {
                 let value = put.value.as_slice().to_vec();
-                let member = Member { version: put.version, codec: put.codec.into(), value };
+                let member = Member { version: put.version, deadline: put.deadline, codec: put.codec.into(), value };
                 self.members.insert((put.collection.into(), put.member.into()), member);
             }
             Line::Delete(delete) => _ = self.members.remove(&(delete.collection.into(), delete.member.into())),
@@ -201,8 +212,8 @@ impl Replay {
     fn compacted(&self, counter: u64) -> Result<Vec<u8>> {
         let mut log = Vec::new();
         Line::Counter(counter).write(&mut log)?;
-        for ((collection, member), Member { version, codec, value }) in &self.members {
-            Line::put(collection, member, *version, codec, value).write(&mut log)?;
+        for ((collection, member), Member { version, deadline, codec, value }) in &self.members {
+            Line::put(collection, member, *version, *deadline, codec, value).write(&mut log)?;
         }
         Ok(log)
     }
@@ -256,13 +267,13 @@ impl Backend for JsonLog {
         let lock = take_lock(&self.path)?;
         let mut replay = Replay::read(&self.path)?;
         let mut refused = Vec::new();
-        for ((collection, member), Member { version, codec, value }) in &replay.members {
-            match loader.put(collection, member, *version, codec, value) {
+        for ((collection, member), Member { version, deadline, codec, value }) in &replay.members {
+            match loader.put(collection, member, *version, *deadline, codec, value) {
                 Ok(()) => {}
                 // Nothing that larder wrote, then. It costs this member, and not the load.
                 Err(error @ (Error::InvalidKey { .. } | Error::TooLarge { .. })) => {
                     let mut line = Vec::new();
-                    Line::put(collection, member, *version, codec, value).write(&mut line)?;
+                    Line::put(collection, member, *version, *deadline, codec, value).write(&mut line)?;
                     refused.push(((collection.clone(), member.clone()), line, error.to_string()));
                 }
                 Err(error) => return Err(error),

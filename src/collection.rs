@@ -3,6 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -13,7 +14,7 @@ use crate::core::{Engine, Lane};
 use crate::error::{Error, Result};
 use crate::janitor::{Concern, Exhibit, Msg};
 use crate::key;
-use crate::map::{Found, Named, Refused, Table};
+use crate::map::{Found, Named, New, Only, Refused, Table, Until};
 use crate::shelf::{AnyShelf, Form, Shelf, Shelves, Stop};
 use crate::store::Handle;
 use crate::sync::bounded;
@@ -81,7 +82,10 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Collection<T> {
         }
         let codec_id = engine.codec_id(C::NAME)?;
         let shelves = engine.shelves(name);
-        let shelf = Arc::new(Shelf { table: Table::new(engine.hasher()), form: Form::typed::<C>(codec_id) });
+        let shelf = Arc::new(Shelf {
+            table: Table::new(engine.hasher(), engine.clock.clone()),
+            form: Form::typed::<C>(codec_id),
+        });
         for _ in 0..ATTEMPTS {
             if let Some(open) = shelves.typed.get() {
                 let shelf = Self::same(name, open, &shelf.form)?;
@@ -110,9 +114,7 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Collection<T> {
         let mut cursor = Some(0);
         while let Some(at) = cursor {
             let mut found = Vec::new();
-            let scanned = shelves.raw.table.scan(at, |member, value, stamp| {
-                found.push(Found { member: member.clone(), value: value.clone(), stamp });
-            });
+            let scanned = shelves.raw.table.scan_all(at, |member| found.push(member));
             let Ok(next) = scanned else { return Ok(()) };
             failed.extend(shelves.decode_into(found, &shelf.form, codec_name, &mut made));
             cursor = next;
@@ -189,10 +191,15 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Collection<T> {
             engine.add_quarantined(Quarantined { path, reason, moved_to });
             let lane = handle.core.lane(engine, shelves);
             let concern = || Concern::Member { collection: shelves.id, member: member.clone() };
-            handle.core.write(engine, concern, || match shelves.raw.table.delete(member, Some(version), &lane) {
-                // Somebody has opened it meanwhile, so it did decode by then.
-                Err(Refused::Moved) => Ok(None),
-                deleted => Ok(deleted?),
+            handle.core.write(engine, concern, || {
+                match shelves.raw.table.delete(member, Only::Version(version), &lane) {
+                    // Somebody has opened it meanwhile, so it did decode by then.
+                    Err(Refused::Moved) => Ok(()),
+                    deleted => {
+                        deleted?;
+                        Ok(())
+                    }
+                }
             })?;
         }
         Ok(())
@@ -235,9 +242,81 @@ impl<T: Send + Sync + 'static> Collection<T> {
     pub fn put_shared(&self, member: impl AsRef<str>, value: Arc<T>) -> Result<Option<Arc<T>>> {
         let member = member.as_ref();
         key::check_member(self.name(), member)?;
-        let codec = self.shelf.form.codec_id.unwrap_or_default();
-        let mut value = Some(value);
-        self.write(self.one(member), |lane| Ok(self.shelf.table.put(member, &mut value, codec, lane)?))
+        let mut new = self.to_put(value);
+        self.write(self.one(member), |lane| Ok(self.shelf.table.put(member, &mut new, Until::Removed, lane)?))
+    }
+
+    /// Puts a value in place that expires: when so much time has passed the member is gone from every read. A later put
+    /// without a time to live takes the deadline away. Deadlines are kept to the millisecond, as points in time, across
+    /// reopening.
+    ///
+    /// # Errors
+    ///
+    /// As [`put`](Self::put), and [`Error::Io`] if the thread that waits for deadlines cannot be started: nothing has
+    /// changed then.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use larder::Store;
+    ///
+    /// let sessions = Store::in_memory().collection::<String>("session")?;
+    /// sessions.put_with_ttl("abc", "Ada".to_owned(), Duration::from_secs(1800))?;
+    /// assert!(sessions.ttl("abc") > Some(Duration::from_secs(1700)));
+    /// sessions.put("abc", "Grace".to_owned())?;
+    /// assert_eq!(sessions.ttl("abc"), None);
+    /// # Ok::<(), larder::Error>(())
+    /// ```
+    pub fn put_with_ttl(&self, member: impl AsRef<str>, value: T, ttl: Duration) -> Result<Option<Arc<T>>> {
+        let member = member.as_ref();
+        key::check_member(self.name(), member)?;
+        let until = Until::At(self.handle.deadline_after(ttl)?);
+        let mut new = self.to_put(Arc::new(value));
+        self.write(self.one(member), |lane| Ok(self.shelf.table.put(member, &mut new, until, lane)?))
+    }
+
+    /// How long the member has left; `None` if it has no deadline, or is not there.
+    pub fn ttl(&self, member: impl AsRef<str>) -> Option<Duration> {
+        let now = self.handle.core.engine()?.clock.now();
+        let deadline = self.shelf.table.look(member.as_ref(), |seen| seen.deadline).ok()??;
+        deadline.map(|at| Duration::from_millis(at.saturating_sub(now)))
+    }
+
+    /// Gives the member, as it is, so long to live from now on. False if there is no such member.
+    ///
+    /// # Errors
+    ///
+    /// As [`put_with_ttl`](Self::put_with_ttl).
+    pub fn expire(&self, member: impl AsRef<str>, ttl: Duration) -> Result<bool> {
+        let until = Until::At(self.handle.deadline_after(ttl)?);
+        Ok(self.touch(member.as_ref(), until)?.is_some())
+    }
+
+    /// Takes the member's deadline away. False if it has none, or is not there.
+    ///
+    /// # Errors
+    ///
+    /// As [`put`](Self::put).
+    pub fn persist(&self, member: impl AsRef<str>) -> Result<bool> {
+        Ok(self.touch(member.as_ref(), Until::Removed)?.flatten().is_some())
+    }
+
+    fn touch(&self, member: &str, until: Until) -> Result<Option<Option<u64>>> {
+        key::check_member(self.name(), member)?;
+        self.write(self.one(member), |lane| Ok(self.shelf.touch(member, until, lane)?))
+    }
+
+    pub(crate) fn to_put(&self, value: Arc<T>) -> New<Arc<T>> {
+        New { value: Some(value), codec: self.codec() }
+    }
+
+    pub(crate) fn codec(&self) -> u8 {
+        self.shelf.form.codec_id.unwrap_or_default()
+    }
+
+    pub(crate) fn shelf(&self) -> &Shelf<Arc<T>> {
+        &self.shelf
     }
 
     /// Deletes a member, and returns the value that was there.
@@ -248,7 +327,7 @@ impl<T: Send + Sync + 'static> Collection<T> {
     pub fn delete(&self, member: impl AsRef<str>) -> Result<Option<Arc<T>>> {
         let member = member.as_ref();
         key::check_member(self.name(), member)?;
-        self.write(self.one(member), |lane| Ok(self.shelf.table.delete(member, None, lane)?))
+        self.write(self.one(member), |lane| Ok(self.shelf.table.delete(member, Only::Always, lane)?.old))
     }
 
     /// Deletes all members at one moment, and says how many there were.
@@ -304,11 +383,11 @@ impl<T: Send + Sync + 'static> Collection<T> {
         scanned.unwrap_or_default()
     }
 
-    fn one(&self, member: &str) -> impl FnOnce() -> Concern {
+    pub(crate) fn one(&self, member: &str) -> impl FnOnce() -> Concern {
         move || Concern::Member { collection: self.shelves.id, member: Member::from(member) }
     }
 
-    fn write<R>(
+    pub(crate) fn write<R>(
         &self,
         concern: impl FnOnce() -> Concern,
         mut f: impl FnMut(&Lane<'_>) -> Result<R, Stop>,

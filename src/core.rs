@@ -7,9 +7,11 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use crate::backend::backup::back_up;
-use crate::backend::{Backend, Change, Layout, Loader, Progress, Quarantined, Sink, Stage};
+use crate::backend::{Backend, Change, Inflow, Layout, Loader, Progress, Quarantined, Sink, Stage};
+use crate::clock::Clock;
 use crate::codec;
 use crate::error::{Error, Result};
+use crate::expiry::Agenda;
 use crate::fs::Native;
 use crate::janitor::{self, Concern, Link, Msg};
 use crate::key::{self, MAX_VALUE};
@@ -52,12 +54,15 @@ pub(crate) struct Core {
     backend: Mutex<Option<Box<dyn Backend>>>,
     on_progress: Mutex<Option<OnProgress>>,
     engine: OnceLock<Engine>,
+    clock: Arc<Clock>,
     janitor: Mutex<Option<thread::JoinHandle<()>>>,
 }
 
 /// What there is once the store is loaded.
 pub(crate) struct Engine {
     pub(crate) registry: Registry<Shelves>,
+    pub(crate) clock: Arc<Clock>,
+    pub(crate) agenda: Arc<Agenda>,
     hasher: NameHasher,
     codecs: Codecs,
     /// The number of the last write.
@@ -123,10 +128,12 @@ impl Codecs {
 }
 
 impl Engine {
-    fn new(outbox: Option<Sender<Msg>>, link: Arc<Link>) -> Engine {
+    fn new(outbox: Option<Sender<Msg>>, link: Arc<Link>, clock: Arc<Clock>) -> Engine {
         let hasher = NameHasher::default();
         Engine {
             registry: Registry::new(hasher.clone()),
+            agenda: Agenda::new(clock.clone()),
+            clock,
             hasher,
             codecs: Codecs::new(),
             version: Apart(AtomicU64::new(0)),
@@ -145,10 +152,11 @@ impl Engine {
         backend: &mut dyn Backend,
         outbox: Option<Sender<Msg>>,
         link: Link,
+        clock: Arc<Clock>,
         on_progress: &mut Option<OnProgress>,
         started: Instant,
     ) -> Result<(Engine, LoadReport, u64)> {
-        let engine = Engine::new(outbox, Arc::new(link));
+        let engine = Engine::new(outbox, Arc::new(link), clock);
         let intake = Intake {
             engine: &engine,
             quarantined: Mutex::new(Vec::new()),
@@ -173,9 +181,10 @@ impl Engine {
         Ok((engine, report, counter))
     }
 
-    /// All that a backend has, in RAM, and the highest number in use.
+    /// All that a backend has, in RAM, and the highest number in use. Nothing of it expires.
     pub(crate) fn read(backend: &mut dyn Backend) -> Result<(Engine, u64)> {
-        let loaded = Engine::load(backend, None, Link::new().0, &mut None, Instant::now());
+        let clock = Arc::new(Clock::of_system());
+        let loaded = Engine::load(backend, None, Link::new().0, clock, &mut None, Instant::now());
         loaded.map(|(engine, _, counter)| (engine, counter))
     }
 
@@ -247,7 +256,7 @@ impl Engine {
     /// The collection of that name, made if there is none.
     #[inline]
     pub(crate) fn shelves(&self, name: &str) -> &Arc<Shelves> {
-        self.registry.get_or_create(name, |id| Shelves::new(name, id, self.hasher.clone()))
+        self.registry.get_or_create(name, |id| Shelves::new(name, id, self.hasher.clone(), self.clock.clone()))
     }
 
     pub(crate) fn hasher(&self) -> NameHasher {
@@ -256,6 +265,18 @@ impl Engine {
 
     pub(crate) fn report(&self) -> LoadReport {
         self.report.lock().clone()
+    }
+
+    /// Puts what was loaded with a deadline on the agenda, and says how much that is.
+    fn schedule_all(&self) -> usize {
+        let mut count = 0;
+        for shelves in self.registry.all() {
+            crate::shelf::AnyShelf::each_deadline(&shelves.raw, &mut |member, deadline| {
+                self.agenda.set(shelves.id, member, None, Some(deadline));
+                count += 1;
+            });
+        }
+        count
     }
 
     /// Something was put aside after the load.
@@ -367,6 +388,10 @@ impl Ledger for Lane<'_> {
         self.engine.send(Msg::Key { collection: self.shelves.id, member: member.clone() });
     }
 
+    fn schedule(&self, member: &Member, old: Option<u64>, new: Option<u64>) {
+        self.engine.agenda.set(self.shelves.id, member, old, new);
+    }
+
     fn cleared(&self, version: u64) {
         if self.shelves.clear.swap(version, Ordering::AcqRel) == 0 {
             self.engine.send(Msg::Clear { collection: self.shelves.id });
@@ -383,6 +408,7 @@ impl Core {
             life: AtomicU8::new(life::NEW),
             backend: Mutex::new(options.backend),
             on_progress: Mutex::new(options.progress),
+            clock: options.clock,
             engine: OnceLock::new(),
             janitor: Mutex::new(None),
         }
@@ -464,6 +490,25 @@ impl Core {
         Ok(done)
     }
 
+    /// Begins to wait for deadlines: before anything gets one. Returns that of something that has so long to live.
+    pub(crate) fn deadline_after(self: &Arc<Self>, engine: &Engine, ttl: Duration) -> Result<u64> {
+        engine.agenda.start(self)?;
+        Ok(engine.clock.after(ttl))
+    }
+
+    /// Removes a member whose deadline has come.
+    pub(crate) fn expire(&self, collection: u32, member: &Member, deadline: u64) -> Result<(), Refused> {
+        let Some(engine) = self.engine.get() else { return Ok(()) };
+        let shelves = engine.registry.by_id(collection);
+        let lane = self.lane(engine, &shelves);
+        loop {
+            match shelves.current().expire(member, deadline, &lane) {
+                Err(Refused::Moved) => {}
+                done => return done,
+            }
+        }
+    }
+
     /// A transaction of bytes by key, for tests of how transactions are stored: no reads, no conflicts.
     #[cfg(test)]
     pub(crate) fn write_together(&self, writes: &[(&str, Option<&[u8]>)]) -> Result<()> {
@@ -488,7 +533,9 @@ impl Core {
                 engine.adjust_unsaved(-(before as isize));
             }
             let member = Member::from(member);
-            transaction.writes.push(janitor::TransactionWrite { collection: id, member, version, codec: 0, value });
+            let deadline = None;
+            let write = janitor::TransactionWrite { collection: id, member, version, codec: 0, deadline, value };
+            transaction.writes.push(write);
         }
         engine.send(Msg::Transaction(transaction));
         drop(locked);
@@ -662,6 +709,9 @@ impl Core {
             closing.done = true;
             self.life.store(life::CLOSED, Ordering::Release);
         }
+        if closing.done {
+            engine.agenda.end();
+        }
         if let Some(panic) = seen.panic {
             resume_unwind(panic);
         }
@@ -720,7 +770,11 @@ impl Core {
     /// janitor's own thread.
     pub(crate) fn abandon(&self) {
         let Some(engine) = self.engine.get() else { return };
-        if !engine.persists() || self.life.load(Ordering::Acquire) != life::OPEN {
+        if !engine.persists() {
+            self.life.store(life::CLOSED, Ordering::Release);
+        }
+        if self.life.load(Ordering::Acquire) != life::OPEN {
+            engine.agenda.end();
             return;
         }
         let own_thread = engine.link.on_janitor_thread();
@@ -730,6 +784,7 @@ impl Core {
             return;
         }
         self.life.store(life::CLOSED, Ordering::Release);
+        engine.agenda.end();
         engine.registry.all().iter().for_each(|shelves| shelves.barrier());
         let (reply, answer) = bounded(1);
         engine.send(Msg::Stop(reply));
@@ -811,9 +866,13 @@ impl Loading<'_> {
         let (link, urgent) = Link::new();
         let outbox = backend.persists().then_some(outbox);
         let mut on_progress = core.on_progress.lock().take();
-        let loaded = Engine::load(&mut **backend, outbox, link, &mut on_progress, started);
+        let loaded = Engine::load(&mut **backend, outbox, link, core.clock.clone(), &mut on_progress, started);
         *core.on_progress.lock() = on_progress;
         let (engine, report, _) = loaded?;
+        core.clock.now();
+        if engine.schedule_all() > 0 {
+            engine.agenda.start(core)?;
+        }
 
         if engine.persists() {
             let (start, starting) = bounded(1);
@@ -871,15 +930,15 @@ impl Intake<'_> {
         let table = &shelves.raw.table;
         self.engine.version.0.fetch_max(version, Ordering::Relaxed);
         let news = match *change {
-            Change::Put { member: name, codec, value, .. } => {
+            Change::Put { member: name, codec, value, deadline, .. } => {
                 let stamp = Stamp::new(version, self.engine.codec_id(codec)?, false);
-                table.restore(member(name), Some(Value::from(value)), stamp)
+                table.restore(member(name), Some(Value::from(value)), stamp, deadline)
             }
             Change::Delete { member: name, .. } => {
                 self.removed.lock().push((shelves.id, member(name), version));
-                table.restore(member(name), None, Stamp::new(version, 0, false))
+                table.restore(member(name), None, Stamp::new(version, 0, false), None)
             }
-            Change::Deadline { member: name, .. } => table.restamp(name, version),
+            Change::Deadline { member: name, deadline, .. } => table.restamp(name, version, deadline),
             Change::Clear { .. } => table.restore_clear(version).map(|removed| removed > 0),
         };
         // A table that is being loaded is open to nobody else, so it cannot refuse.
@@ -888,9 +947,44 @@ impl Intake<'_> {
     }
 }
 
-impl Sink for Intake<'_> {
-    fn put(&self, collection: &str, member: &str, version: u64, codec: &str, value: &[u8]) -> Result<()> {
-        key::check_collection(collection)?;
+/// One thread's way into a store that is being loaded. What it looked up last is most likely asked for next.
+struct Inlet<'a> {
+    engine: &'a Engine,
+    shelves: Option<Arc<Shelves>>,
+    codec: (String, u8),
+    /// The highest version that came this way.
+    highest: u64,
+}
+
+impl Inlet<'_> {
+    fn shelves(&mut self, collection: &str) -> Result<&Arc<Shelves>> {
+        let known = self.shelves.take().filter(|known| known.name() == collection);
+        let shelves = match known {
+            Some(known) => known,
+            None => {
+                key::check_collection(collection)?;
+                self.engine.shelves(collection).clone()
+            }
+        };
+        Ok(self.shelves.insert(shelves))
+    }
+}
+
+impl Inflow for Inlet<'_> {
+    fn put(
+        &mut self,
+        collection: &str,
+        member: &str,
+        version: u64,
+        deadline: Option<u64>,
+        codec: &str,
+        value: &[u8],
+    ) -> Result<()> {
+        if self.codec.0 != codec {
+            self.codec = (codec.to_owned(), self.engine.codec_id(codec)?);
+        }
+        let codec = self.codec.1;
+        let shelves = self.shelves(collection)?;
         key::check_member(collection, member)?;
         if version > MAX_VERSION {
             let key = key::join(collection, member);
@@ -900,13 +994,24 @@ impl Sink for Intake<'_> {
             let key = key::join(collection, member);
             return Err(Error::TooLarge { key, size: value.len(), limit: MAX_VALUE });
         }
-        let stamp = Stamp::new(version, self.engine.codec_id(codec)?, false);
-        let shelves = self.engine.shelves(collection);
+        let stamp = Stamp::new(version, codec, false);
         // A table that is being loaded is open to nobody else, so it cannot refuse.
-        let restored = shelves.raw.table.restore(Member::from(member), Some(Value::from(value)), stamp);
+        let restored = shelves.raw.table.restore(Member::from(member), Some(Value::from(value)), stamp, deadline);
         debug_assert!(restored.is_ok());
-        self.engine.version.0.fetch_max(version, Ordering::Relaxed);
+        self.highest = version.max(self.highest);
         Ok(())
+    }
+}
+
+impl Drop for Inlet<'_> {
+    fn drop(&mut self) {
+        self.engine.version.0.fetch_max(self.highest, Ordering::Relaxed);
+    }
+}
+
+impl Sink for Intake<'_> {
+    fn inflow(&self) -> Box<dyn Inflow + '_> {
+        Box::new(Inlet { engine: self.engine, shelves: None, codec: (codec::RAW.to_owned(), 0), highest: 0 })
     }
 
     fn recover(&self, changes: &[Change<'_>], at_rest: bool) -> Result<()> {

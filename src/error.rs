@@ -59,6 +59,11 @@ pub enum Error {
         /// The largest size in bytes.
         limit: usize,
     },
+    /// A counter's sum is none of its type's.
+    Overflow {
+        /// The counter's key.
+        key: String,
+    },
     /// A value does not encode or does not decode.
     Codec {
         /// The key, or the collection when it was being opened.
@@ -200,6 +205,7 @@ impl fmt::Display for Error {
             Error::TooLarge { key, size, limit } => {
                 write!(f, "value of {} is {size} bytes, and the most is {limit}", Shown(key))
             }
+            Error::Overflow { key } => write!(f, "{} cannot count so far in its type", Shown(key)),
             Error::Codec { key, codec, action, members, source } if members.is_empty() => {
                 write!(f, "cannot {action} {} with codec {codec}: {source}", Shown(key))
             }

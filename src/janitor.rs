@@ -83,6 +83,7 @@ pub(crate) struct TransactionWrite {
     pub(crate) member: Member,
     pub(crate) version: u64,
     pub(crate) codec: u8,
+    pub(crate) deadline: Option<u64>,
     /// Encoded; `None` for a delete.
     pub(crate) value: Option<Value>,
 }
@@ -635,10 +636,12 @@ impl Janitor {
         }
         let mut outcome = Ok(());
         let mut keys = keys.into_iter().peekable();
-        let mut offered = HashSet::default();
+        // What is fresh is there once: its mark is set still. What is retried may be fresh, too.
+        let mut offered = (!self.pending.is_empty() || !self.unencodable.is_empty()).then(HashSet::default);
         loop {
-            if keys.peek().is_none() {
+            if keys.peek().is_none() && !self.overtaken.is_empty() {
                 keys = std::mem::take(&mut self.overtaken).into_iter().peekable();
+                offered.get_or_insert_default();
             }
             if keys.peek().is_none() && self.clears.is_empty() && self.transactions.is_empty() {
                 break;
@@ -658,7 +661,7 @@ impl Janitor {
     fn store_batch(
         &mut self,
         keys: &mut std::iter::Peekable<std::vec::IntoIter<KeyId>>,
-        offered: &mut HashSet<KeyId>,
+        offered: &mut Option<HashSet<KeyId>>,
     ) -> Result<()> {
         let core = self.core.clone();
         let Some(engine) = core.engine() else { return Ok(()) };
@@ -674,7 +677,8 @@ impl Janitor {
         let mut charged = 0;
         let mut codec = (0, engine.codec_name(0));
         while let Some(key) = keys.next_if(|_| taken.len() < BATCH_KEYS && bytes < BATCH_BYTES) {
-            let held_before = self.pending.remove(&key);
+            // Most of the time these are empty, and not worth a hash.
+            let held_before = if self.pending.is_empty() { None } else { self.pending.remove(&key) };
             let retried = held_before.is_some() || self.unencodable.contains(&key);
             let held_before = held_before.unwrap_or(0) as isize;
             let shelves = collections.entry(key.0).or_insert_with(|| engine.registry.by_id(key.0));
@@ -688,7 +692,7 @@ impl Janitor {
             if !load.dirty && !retried {
                 continue;
             }
-            if !offered.insert(key.clone()) {
+            if offered.as_mut().is_some_and(|offered| !offered.insert(key.clone())) {
                 // Written again while this batch was put together: one change a member. It comes again with the next.
                 charged -= held_before;
                 self.pending.insert(key, load.charge);
@@ -741,11 +745,12 @@ impl Janitor {
         }
         for (key, load, _, codec) in &taken {
             let (collection, member, version) = (collections[&key.0].name(), key.1.as_str(), load.version);
+            let deadline = load.deadline;
             batch.push(match &load.payload {
-                Payload::Shared(value) => Change::Put { collection, member, version, deadline: None, codec, value },
+                Payload::Shared(value) => Change::Put { collection, member, version, deadline, codec, value },
                 Payload::Encoded(range) => {
                     let value = &buffer[range.clone()];
-                    Change::Put { collection, member, version, deadline: None, codec, value }
+                    Change::Put { collection, member, version, deadline, codec, value }
                 }
                 Payload::Gone | Payload::Unencodable(_) => Change::Delete { collection, member, version },
             });
@@ -836,8 +841,9 @@ impl Janitor {
                 .zip(shelves.iter().zip(&codecs))
                 .map(|(write, (shelves, codec))| {
                     let (collection, member, version) = (shelves.name(), write.member.as_str(), write.version);
+                    let deadline = write.deadline;
                     match &write.value {
-                        Some(value) => Change::Put { collection, member, version, deadline: None, codec, value },
+                        Some(value) => Change::Put { collection, member, version, deadline, codec, value },
                         None => Change::Delete { collection, member, version },
                     }
                 })
@@ -870,7 +876,7 @@ impl Janitor {
     }
 
     fn encodes(&mut self, key: &KeyId) {
-        if self.unencodable.remove(key) {
+        if !self.unencodable.is_empty() && self.unencodable.remove(key) {
             let named = key::join(self.engine().registry.by_id(key.0).name(), &key.1);
             self.link.status.lock().unencodable.remove(&named);
         }

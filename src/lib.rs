@@ -83,12 +83,14 @@
 
 pub mod backend;
 mod background;
+mod clock;
 mod codec;
 mod collection;
 mod core;
 #[cfg(test)]
 mod crash;
 mod error;
+mod expiry;
 mod fs;
 #[cfg(any(fuzzing, test))]
 #[doc(hidden)]
@@ -103,12 +105,14 @@ mod report;
 mod shelf;
 mod store;
 mod sync;
+mod update;
 mod value;
 mod view;
 
 pub use backend::{
     Backend, CheckReport, Layout, Problem, Progress, Quarantined, RepairReport, Severity, Stage, check, convert, repair,
 };
+pub use clock::ManualClock;
 #[cfg(feature = "bincode")]
 pub use codec::Bincode;
 pub use codec::{Codec, CodecError, Json};
@@ -118,6 +122,7 @@ pub use key::{MAX_COLLECTION, MAX_MEMBER, MAX_VALUE};
 pub use options::{Durability, Options};
 pub use report::{BackupReport, CloseReport, Health, LoadReport, Stats};
 pub use store::{Iter, Store};
+pub use update::Integer;
 pub use value::{Member, Value};
 pub use view::View;
 

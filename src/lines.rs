@@ -11,6 +11,7 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use serde_json::{Map, Value as Json};
 
+use crate::clock;
 use crate::codec::RAW;
 use crate::error::{Cause, Error, Result};
 use crate::key;
@@ -24,8 +25,8 @@ impl Store {
     /// Writes every member as a line of JSON, as they are at one moment, and returns how many lines. Writers go on
     /// meanwhile. The order is unspecified.
     ///
-    /// A line has `key`, `codec`, and `value`, a string; bytes that are not UTF-8 stand in `base64` instead. What was
-    /// exported and is [imported](Self::import) is the same, byte for byte.
+    /// A line has `key`, `codec`, and `value`, a string; bytes that are not UTF-8 stand in `base64` instead. `deadline` is
+    /// there, in milliseconds since 1970, if the member expires. What was exported and is [imported](Self::import) is the same, byte for byte.
     ///
     /// # Errors
     ///
@@ -64,7 +65,8 @@ impl Store {
                 Some(text) => ("value", Cow::Borrowed(text)),
                 None => ("base64", Cow::Owned(BASE64_STANDARD.encode(&value))),
             };
-            line(&mut writer, [("key", &key), ("codec", codec), (name, &shown)]).map_err(failed)?;
+            let fields = [("key", &*key), ("codec", codec), (name, &shown)];
+            line(&mut writer, fields, record.deadline).map_err(failed)?;
             count += 1;
             Ok(())
         })?;
@@ -94,8 +96,9 @@ impl Store {
             if text.is_empty() {
                 continue;
             }
-            let put = parse(text).and_then(|(key, codec, value)| {
-                self.put_encoded(&key, &codec, value).map(drop).map_err(|error| Arc::new(error) as Cause)
+            let put = parse(text).and_then(|Line { key, codec, deadline, value }| {
+                let put = self.put_until(&key, &codec, deadline, value);
+                put.map(drop).map_err(|error| Arc::new(error) as Cause)
             });
             put.map_err(failed)?;
             count += 1;
@@ -103,18 +106,28 @@ impl Store {
     }
 }
 
-fn line(writer: &mut impl Write, fields: [(&str, &str); 3]) -> std::io::Result<()> {
+fn line(writer: &mut impl Write, fields: [(&str, &str); 3], deadline: Option<u64>) -> std::io::Result<()> {
     for (place, (name, text)) in fields.into_iter().enumerate() {
         write!(writer, "{}\"{name}\":", if place == 0 { '{' } else { ',' })?;
         serde_json::to_writer(&mut *writer, text)?;
     }
+    if let Some(deadline) = deadline {
+        write!(writer, ",\"deadline\":{deadline}")?;
+    }
     writer.write_all(b"}\n")
 }
 
-/// The key, the codec and the value of a line.
-fn parse(line: &[u8]) -> Result<(String, String, Value), Cause> {
+/// What a line says.
+struct Line {
+    key: String,
+    codec: String,
+    deadline: Option<u64>,
+    value: Value,
+}
+
+fn parse(line: &[u8]) -> Result<Line, Cause> {
     let fields: Map<String, Json> = serde_json::from_slice(line).map_err(|error| Arc::new(error) as Cause)?;
-    let (mut key, mut codec, mut value) = (None, None, None);
+    let (mut key, mut codec, mut deadline, mut value) = (None, None, None, None);
     for (name, field) in fields {
         match (&*name, field) {
             ("key", Json::String(text)) => key = Some(text),
@@ -127,12 +140,16 @@ fn parse(line: &[u8]) -> Result<(String, String, Value), Cause> {
             ("value" | "base64", Json::String(_)) => return says("it has a value and base64"),
             ("key" | "codec" | "value" | "base64", _) => return says(format!("{name:?} is not a string")),
             ("deadline", Json::Null) => {}
-            ("deadline", _) => return says("it has a deadline, which this version does not keep"),
+            ("deadline", Json::Number(number)) => match number.as_u64().filter(|&at| at <= clock::LAST) {
+                Some(at) => deadline = Some(at),
+                None => return says(format!("its deadline {number} is not a number of milliseconds since 1970")),
+            },
+            ("deadline", _) => return says("its deadline is not a number"),
             _ => return says(format!("{name:?} is not a field of a member")),
         }
     }
     match (key, value) {
-        (Some(key), Some(value)) => Ok((key, codec.unwrap_or_else(|| RAW.to_owned()), value)),
+        (Some(key), Some(value)) => Ok(Line { key, codec: codec.unwrap_or_else(|| RAW.to_owned()), deadline, value }),
         (None, _) => says("it has no key"),
         (_, None) => says("it has neither value nor base64"),
     }

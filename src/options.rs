@@ -2,9 +2,11 @@
 
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::backend::{self, Backend, Files, Layout, Memory, Packed, Progress};
+use crate::clock::{Clock, ManualClock};
 use crate::error::Result;
 use crate::report::no_path;
 use crate::store::Store;
@@ -50,6 +52,7 @@ pub struct Options {
     pub(crate) layout: Option<Layout>,
     pub(crate) backend: Option<Box<dyn Backend>>,
     pub(crate) progress: Option<Box<dyn FnMut(Progress) + Send>>,
+    pub(crate) clock: Arc<Clock>,
 }
 
 /// The knobs that are plain values.
@@ -84,7 +87,14 @@ impl fmt::Debug for Options {
 
 impl Options {
     pub(crate) fn new(path: PathBuf) -> Options {
-        Options { path, knobs: Knobs::default(), layout: None, backend: None, progress: None }
+        Options {
+            path,
+            knobs: Knobs::default(),
+            layout: None,
+            backend: None,
+            progress: None,
+            clock: Arc::new(Clock::of_system()),
+        }
     }
 
     pub(crate) fn in_memory() -> Options {
@@ -145,6 +155,12 @@ impl Options {
     /// is looked for or made there.
     pub fn backend(mut self, backend: impl Backend + 'static) -> Self {
         self.backend = Some(Box::new(backend));
+        self
+    }
+
+    /// The clock that says when members expire, in place of the system's: for tests.
+    pub fn clock(mut self, clock: &ManualClock) -> Self {
+        self.clock = clock.0.clone();
         self
     }
 

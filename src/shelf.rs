@@ -11,10 +11,11 @@ use std::sync::{Arc, OnceLock};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::clock::Clock;
 use crate::codec::{Codec, CodecError, RAW};
 use crate::error::{Error, Result};
 use crate::key;
-use crate::map::{Found, Ledger, Named, Refused, Stamp, Stored, Table};
+use crate::map::{Act, Done, Found, Ledger, Named, New, Only, Refused, Seen, Stamp, Stored, Table, Until};
 use crate::sync::NameHasher;
 use crate::sync::atomic::AtomicU64;
 use crate::value::{Member, Value};
@@ -107,8 +108,22 @@ pub(crate) struct Load {
     pub(crate) codec_id: u8,
     /// It was waiting to be stored; otherwise somebody was here before.
     pub(crate) dirty: bool,
+    pub(crate) deadline: Option<u64>,
     /// What it counted among the bytes not yet durable until now.
     pub(crate) charge: usize,
+}
+
+/// How a value is put.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct How {
+    pub(crate) until: Until,
+    pub(crate) only: Only,
+}
+
+impl How {
+    pub(crate) fn always(until: Until) -> How {
+        How { until, only: Only::Always }
+    }
 }
 
 /// A member as it is, for whoever copies all of them.
@@ -117,6 +132,7 @@ pub(crate) struct Record {
     pub(crate) version: u64,
     /// As in [`Load`].
     pub(crate) codec_id: u8,
+    pub(crate) deadline: Option<u64>,
     pub(crate) value: Result<Value, CodecError>,
 }
 
@@ -139,9 +155,18 @@ pub(crate) trait AnyShelf: Send + Sync {
         member: &str,
         value: &Value,
         codec_id: u8,
+        how: How,
         ledger: &dyn Ledger,
-    ) -> Result<Option<Value>, Stop>;
-    fn delete(&self, collection: &str, member: &str, ledger: &dyn Ledger) -> Result<Option<Value>, Stop>;
+    ) -> Result<Done<Value>, Stop>;
+    fn get_versioned(&self, collection: &str, member: &str) -> Result<Option<(Value, u64)>, Stop>;
+    /// Gives the member that is there another deadline, and says what it was; `None` if there is no such member.
+    fn touch(&self, member: &str, until: Until, ledger: &dyn Ledger) -> Result<Option<Option<u64>>, Refused>;
+    /// The deadline of the member, if it is there.
+    fn deadline(&self, member: &str) -> Result<Option<Option<u64>>, Refused>;
+    /// Removes a member whose deadline this is and has come.
+    fn expire(&self, member: &str, deadline: u64, ledger: &dyn Ledger) -> Result<(), Refused>;
+    fn each_deadline(&self, found: &mut dyn FnMut(&Member, u64));
+    fn delete(&self, collection: &str, member: &str, only: Only, ledger: &dyn Ledger) -> Result<Done<Value>, Stop>;
     fn clear(&self, ledger: &dyn Ledger) -> Result<usize, Stop>;
     fn contains(&self, member: &str) -> Result<bool, Refused>;
     /// Appends the members of one part, and says where to go on. See [`Table::scan`].
@@ -173,8 +198,9 @@ impl<V: Stored> AnyShelf for Shelf<V> {
         member: &str,
         value: &Value,
         codec_id: u8,
+        how: How,
         ledger: &dyn Ledger,
-    ) -> Result<Option<Value>, Stop> {
+    ) -> Result<Done<Value>, Stop> {
         let written_by_another = codec_id != 0 && self.form.codec_id.is_some_and(|own| own != codec_id);
         if written_by_another {
             let source = "it was written by another codec".into();
@@ -184,13 +210,47 @@ impl<V: Stored> AnyShelf for Shelf<V> {
             .form
             .decode(value)
             .map_err(|source| Error::codec("decode", key::join(collection, member), self.form.codec, source))?;
-        let old = self.table.put(member, &mut Some(decoded), self.form.codec_id.unwrap_or(codec_id), ledger)?;
-        self.shown(collection, member, old)
+        let mut new = New { value: Some(decoded), codec: self.form.codec_id.unwrap_or(codec_id) };
+        let done = self.table.put_only(member, &mut new, how.until, how.only, ledger)?;
+        Ok(Done { old: self.shown(collection, member, done.old)?, version: done.version })
     }
 
-    fn delete(&self, collection: &str, member: &str, ledger: &dyn Ledger) -> Result<Option<Value>, Stop> {
-        let old = self.table.delete(member, None, ledger)?;
-        self.shown(collection, member, old)
+    fn get_versioned(&self, collection: &str, member: &str) -> Result<Option<(Value, u64)>, Stop> {
+        let found = self.table.look(member, |seen| (seen.value.clone(), seen.version))?;
+        let Some((value, version)) = found else { return Ok(None) };
+        Ok(self.shown(collection, member, Some(value))?.map(|value| (value, version)))
+    }
+
+    fn touch(&self, member: &str, until: Until, ledger: &dyn Ledger) -> Result<Option<Option<u64>>, Refused> {
+        let mut was = None;
+        let decide = |seen: Option<Seen<'_, V>>, _: &mut Option<V>| {
+            was = seen.as_ref().map(|seen| seen.deadline);
+            match was {
+                None => Act::Leave,
+                Some(None) if until == Until::Removed => Act::Leave,
+                Some(_) => Act::Touch(until),
+            }
+        };
+        self.table.change(member, &mut New { value: None, codec: 0 }, ledger, decide)?;
+        Ok(was)
+    }
+
+    fn deadline(&self, member: &str) -> Result<Option<Option<u64>>, Refused> {
+        self.table.look(member, |seen| seen.deadline)
+    }
+
+    fn expire(&self, member: &str, deadline: u64, ledger: &dyn Ledger) -> Result<(), Refused> {
+        // What was there is dropped here, when no lock is held.
+        self.table.expire(member, deadline, ledger).map(drop)
+    }
+
+    fn each_deadline(&self, found: &mut dyn FnMut(&Member, u64)) {
+        self.table.each_deadline(found);
+    }
+
+    fn delete(&self, collection: &str, member: &str, only: Only, ledger: &dyn Ledger) -> Result<Done<Value>, Stop> {
+        let done = self.table.delete(member, only, ledger)?;
+        Ok(Done { old: self.shown(collection, member, done.old)?, version: done.version })
     }
 
     fn clear(&self, ledger: &dyn Ledger) -> Result<usize, Stop> {
@@ -214,9 +274,7 @@ impl<V: Stored> AnyShelf for Shelf<V> {
 
     fn records(&self, cursor: u64, out: &mut Vec<Record>) -> Result<Option<u64>, Refused> {
         let mut found = Vec::new();
-        let next = self.table.copy(cursor, |member, value, stamp| {
-            found.push(Found { member: member.clone(), value: value.clone(), stamp });
-        })?;
+        let next = self.table.copy(cursor, |member| found.push(member))?;
         out.extend(found.into_iter().map(|found| self.record(found)));
         Ok(next)
     }
@@ -268,6 +326,7 @@ impl<V: Stored> AnyShelf for Shelf<V> {
             version: taken.stamp.version(),
             codec_id: self.form.codec_id.unwrap_or(taken.stamp.codec()),
             dirty: taken.stamp.dirty(),
+            deadline: taken.deadline,
             charge: taken.charge,
         }))
     }
@@ -306,9 +365,10 @@ pub(crate) fn panic_message(panic: &(dyn Any + Send)) -> String {
 
 impl<V: Stored> Shelf<V> {
     /// A member as it is stored.
-    fn record(&self, Found { member, value, stamp }: Found<V>) -> Record {
+    fn record(&self, Found { member, value, stamp, deadline }: Found<V>) -> Record {
         Record {
             member,
+            deadline,
             version: stamp.version(),
             codec_id: self.form.codec_id.unwrap_or(stamp.codec()),
             value: match &self.form.encode {
@@ -342,8 +402,8 @@ pub(crate) struct Shelves {
 }
 
 impl Shelves {
-    pub(crate) fn new(name: &str, id: u32, hasher: NameHasher) -> Self {
-        let raw = Shelf { table: Table::new(hasher), form: Form::raw() };
+    pub(crate) fn new(name: &str, id: u32, hasher: NameHasher, clock: Arc<Clock>) -> Self {
+        let raw = Shelf { table: Table::new(hasher, clock), form: Form::raw() };
         Shelves { name: name.into(), id, raw, typed: OnceLock::new(), clear: AtomicU64::new(0) }
     }
 

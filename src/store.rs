@@ -3,6 +3,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -13,10 +14,10 @@ use crate::core::{Core, Engine};
 use crate::error::{Error, Result};
 use crate::janitor::Concern;
 use crate::key;
-use crate::map::{Named, Refused};
+use crate::map::{Done, Named, New, Only, Refused, Until};
 use crate::options::Options;
 use crate::report::{BackupReport, CloseReport, Health, LoadReport, Stats};
-use crate::shelf::{AnyShelf, Shelves, Stop};
+use crate::shelf::{AnyShelf, How, Shelves, Stop};
 use crate::value::{Member, Value};
 
 /// An embedded store of collections and members, served from RAM and stored behind the scenes.
@@ -274,12 +275,100 @@ impl Store {
     /// `Codec` with the action `encode` when the previous value cannot be shown as bytes.
     #[doc(alias = "Put")]
     pub fn put(&self, key: impl AsRef<str>, value: impl Into<Value>) -> Result<Option<Value>> {
-        self.put_encoded(key.as_ref(), RAW, value.into())
+        Ok(self.put_how(key.as_ref(), RAW, How::always(Until::Removed), value.into())?.old)
+    }
+
+    /// Puts a value in place that expires: when so much time has passed the member is gone from every read. A later put
+    /// without a time to live takes the deadline away. Deadlines are kept to the millisecond, as points in time, across
+    /// reopening.
+    ///
+    /// # Errors
+    ///
+    /// As [`put`](Self::put), and [`Error::Io`] if the thread that waits for deadlines cannot be started: nothing has
+    /// changed then.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use larder::Store;
+    ///
+    /// let store = Store::in_memory();
+    /// store.put_with_ttl("session/abc", "{}", Duration::from_secs(1800))?;
+    /// assert!(store.ttl("session/abc")? > Some(Duration::from_secs(1700)));
+    /// store.persist("session/abc")?;
+    /// assert_eq!(store.ttl("session/abc")?, None);
+    /// store.expire("session/abc", Duration::ZERO)?;
+    /// assert_eq!(store.get("session/abc")?, None);
+    /// # Ok::<(), larder::Error>(())
+    /// ```
+    pub fn put_with_ttl(&self, key: impl AsRef<str>, value: impl Into<Value>, ttl: Duration) -> Result<Option<Value>> {
+        let deadline = self.handle.deadline_after(ttl)?;
+        Ok(self.put_how(key.as_ref(), RAW, How::always(Until::At(deadline)), value.into())?.old)
+    }
+
+    /// How long the member has left; `None` if it has no deadline, or is not there.
+    ///
+    /// # Errors
+    ///
+    /// Those of every call by key.
+    pub fn ttl(&self, key: impl AsRef<str>) -> Result<Option<Duration>> {
+        let (collection, member) = key::split(key.as_ref())?;
+        let now = self.handle.engine()?.clock.now();
+        let deadline = self.read_collection(collection, |shelf| Ok(shelf.deadline(member)?))?.flatten();
+        Ok(deadline.map(|at| Duration::from_millis(at.saturating_sub(now))))
+    }
+
+    /// Gives the member, as it is, so long to live from now on. False if there is no such member.
+    ///
+    /// # Errors
+    ///
+    /// As [`put_with_ttl`](Self::put_with_ttl).
+    pub fn expire(&self, key: impl AsRef<str>, ttl: Duration) -> Result<bool> {
+        let deadline = self.handle.deadline_after(ttl)?;
+        Ok(self.touch(key.as_ref(), Until::At(deadline))?.is_some())
+    }
+
+    /// Takes the member's deadline away. False if it has none, or is not there.
+    ///
+    /// # Errors
+    ///
+    /// As [`put`](Self::put).
+    pub fn persist(&self, key: impl AsRef<str>) -> Result<bool> {
+        Ok(self.touch(key.as_ref(), Until::Removed)?.flatten().is_some())
+    }
+
+    fn touch(&self, key: &str, until: Until) -> Result<Option<Option<u64>>> {
+        let (collection, member) = key::split(key)?;
+        let core = &self.handle.core;
+        let engine = core.open()?;
+        let Some(shelves) = engine.registry.get(collection) else { return Ok(None) };
+        let lane = core.lane(engine, shelves);
+        let concern = || Concern::Member { collection: shelves.id, member: Member::from(member) };
+        core.write(engine, concern, || Ok(shelves.current().touch(member, until, &lane)?))
+    }
+
+    /// Puts a value that a codec has written and that may have a deadline.
+    pub(crate) fn put_until(
+        &self,
+        key: &str,
+        codec: &str,
+        deadline: Option<u64>,
+        value: Value,
+    ) -> Result<Option<Value>> {
+        let until = match deadline {
+            None => Until::Removed,
+            Some(deadline) => {
+                self.handle.deadline_after(Duration::ZERO)?;
+                Until::At(deadline)
+            }
+        };
+        Ok(self.put_how(key, codec, How::always(until), value)?.old)
     }
 
     /// Puts a value that a codec has written.
     #[inline]
-    pub(crate) fn put_encoded(&self, key: &str, codec: &str, value: Value) -> Result<Option<Value>> {
+    pub(crate) fn put_how(&self, key: &str, codec: &str, how: How, value: Value) -> Result<Done<Value>> {
         let (collection, member) = key::split(key)?;
         let core = &self.handle.core;
         let engine = core.open()?;
@@ -287,11 +376,11 @@ impl Store {
         core.check_size(collection, member, value.len())?;
         let shelves = engine.shelves(collection);
         let lane = core.lane(engine, shelves);
-        let mut value = Some(value);
+        let mut new = New { value: Some(value), codec };
         let concern = || Concern::Member { collection: shelves.id, member: Member::from(member) };
-        core.write(engine, concern, || match (shelves.typed.get(), &value) {
-            (Some(typed), Some(value)) => typed.put(collection, member, value, codec, &lane),
-            _ => Ok(shelves.raw.table.put(member, &mut value, codec, &lane)?),
+        core.write(engine, concern, || match (shelves.typed.get(), &new.value) {
+            (Some(typed), Some(value)) => typed.put(collection, member, value, codec, how, &lane),
+            _ => Ok(shelves.raw.table.put_only(member, &mut new, how.until, how.only, &lane)?),
         })
     }
 
@@ -308,7 +397,7 @@ impl Store {
         let Some(shelves) = engine.registry.get(collection) else { return Ok(None) };
         let lane = core.lane(engine, shelves);
         let concern = || Concern::Member { collection: shelves.id, member: Member::from(member) };
-        core.write(engine, concern, || shelves.current().delete(collection, member, &lane))
+        Ok(core.write(engine, concern, || shelves.current().delete(collection, member, Only::Always, &lane))?.old)
     }
 
     /// All members of a collection with their values, in no particular order. Not a snapshot: a member written
@@ -406,7 +495,7 @@ impl Store {
         Ok(Iter { store: self.clone(), cursor: shelves.is_some().then_some(0), shelves, ready: Vec::new() })
     }
 
-    fn read_collection<R: Default>(
+    pub(crate) fn read_collection<R: Default>(
         &self,
         collection: &str,
         f: impl FnMut(&dyn AnyShelf) -> Result<R, Stop>,
@@ -519,5 +608,10 @@ impl Handle {
 
     pub(crate) fn path(&self) -> PathBuf {
         self.core.path.clone()
+    }
+
+    /// The deadline of what has so long to live from now on.
+    pub(crate) fn deadline_after(&self, ttl: Duration) -> Result<u64> {
+        self.core.deadline_after(self.engine()?, ttl)
     }
 }

@@ -56,7 +56,7 @@ impl Backend for Shared {
     fn load(&mut self, loader: &Loader<'_>) -> Result<u64> {
         for (key, (version, value)) in &self.disk().durable {
             let (collection, member) = key.split_once('/').unwrap();
-            loader.put(collection, member, *version, "raw", value)?;
+            loader.put(collection, member, *version, None, "raw", value)?;
         }
         Ok(0)
     }

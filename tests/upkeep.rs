@@ -126,7 +126,8 @@ fn a_backup_shows_one_moment_whatever_is_written_meanwhile() {
             assert!(numbers.is_sorted_by(|a, b| a >= b), "a later write is there and an earlier one is not");
             assert!(numbers[0] - numbers[4999] <= 1, "{} and {}", numbers[0], numbers[4999]);
             let gone = found.keys().filter(|key| key.starts_with("gone/")).count();
-            assert!(gone <= 2, "{gone} of what is deleted at once");
+            // What the last clear left, what the round after it put, and what the next puts before it clears.
+            assert!(gone <= 3, "{gone} of what is deleted at once");
             copied.close().unwrap();
         }
         done.store(true, Ordering::Relaxed);
@@ -583,7 +584,7 @@ fn a_line_that_is_wrong_is_named_and_what_came_before_it_is_put() {
         (r#"{"key":"../x","value":"1"}"#, "invalid key"),
         (r#"{"key":"a/x","value":"1","codec":"NO"}"#, "codec"),
         (r#"{"key":"a/x","value":"1","colour":"red"}"#, "not a field"),
-        (r#"{"key":"a/x","value":"1","deadline":5}"#, "deadline"),
+        (r#"{"key":"a/x","value":"1","deadline":"x"}"#, "deadline"),
         ("{\"key\":\"a/\u{fffd}\",\"value\":\"\u{0}", "control character"),
         (r#"{"key":"years/x","value":"no years","codec":"json"}"#, "decode"),
         (r#"{"key":"years/x","value":"[]","codec":"other"}"#, "another codec"),

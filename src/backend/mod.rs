@@ -45,8 +45,8 @@
 //! struct Content {
 //!     /// The highest number used up.
 //!     counter: u64,
-//!     /// By key: version, codec, bytes.
-//!     members: BTreeMap<String, (u64, String, Vec<u8>)>,
+//!     /// By key: version, deadline, codec, bytes.
+//!     members: BTreeMap<String, (u64, Option<u64>, String, Vec<u8>)>,
 //! }
 //!
 //! struct OneFile {
@@ -62,9 +62,9 @@
 //!             Err(error) => return Err(Error::io("read", &self.path, error)),
 //!         };
 //!         self.content = serde_json::from_slice(&text).map_err(|error| Error::backend("parse the file", error))?;
-//!         for (key, (version, codec, bytes)) in &self.content.members {
+//!         for (key, (version, deadline, codec, bytes)) in &self.content.members {
 //!             let (collection, member) = key.split_once('/').unwrap_or((key, ""));
-//!             loader.put(collection, member, *version, codec, bytes)?;
+//!             loader.put(collection, member, *version, *deadline, codec, bytes)?;
 //!         }
 //!         Ok(self.content.counter)
 //!     }
@@ -73,9 +73,9 @@
 //!         let members = &mut self.content.members;
 //!         for change in batch {
 //!             match *change {
-//!                 Change::Put { collection, member, version, codec, value, .. } => {
+//!                 Change::Put { collection, member, version, deadline, codec, value } => {
 //!                     let key = format!("{collection}/{member}");
-//!                     members.insert(key, (version, codec.to_owned(), value.to_vec()));
+//!                     members.insert(key, (version, deadline, codec.to_owned(), value.to_vec()));
 //!                 }
 //!                 Change::Delete { collection, member, .. } => {
 //!                     members.remove(&format!("{collection}/{member}"));
@@ -403,7 +403,7 @@ impl fmt::Debug for Loader<'_> {
 
 /// The store's side of a load.
 pub(crate) trait Sink: Sync {
-    fn put(&self, collection: &str, member: &str, version: u64, codec: &str, value: &[u8]) -> Result<()>;
+    fn inflow(&self) -> Box<dyn Inflow + '_>;
     /// Changes, in their order, beside members of any version. Whether they were recovered, or were at rest.
     fn recover(&self, changes: &[Change<'_>], at_rest: bool) -> Result<()>;
     /// Whether nothing newer than the change has been recovered or loaded. Before `recovered` is called.
@@ -414,14 +414,41 @@ pub(crate) trait Sink: Sync {
     fn progress(&self, progress: Progress);
 }
 
+/// Where one thread gives the members that it has read. See [`Loader::put`].
+pub(crate) trait Inflow {
+    fn put(
+        &mut self,
+        collection: &str,
+        member: &str,
+        version: u64,
+        deadline: Option<u64>,
+        codec: &str,
+        value: &[u8],
+    ) -> Result<()>;
+}
+
 impl Loader<'_> {
-    /// Gives one member: its newest version wins if it is given twice.
+    /// Gives one member: its newest version wins if it is given twice. `deadline` is when it expires, in milliseconds since
+    /// 1970; one that is over is given all the same.
     ///
     /// # Errors
     ///
     /// If a name breaks a rule, the value is too large, the version is above 2^53 - 1, or the codec's name is not one.
-    pub fn put(&self, collection: &str, member: &str, version: u64, codec: &str, value: &[u8]) -> Result<()> {
-        self.sink.put(collection, member, version, codec, value)
+    pub fn put(
+        &self,
+        collection: &str,
+        member: &str,
+        version: u64,
+        deadline: Option<u64>,
+        codec: &str,
+        value: &[u8],
+    ) -> Result<()> {
+        self.sink.inflow().put(collection, member, version, deadline, codec, value)
+    }
+
+    /// For a thread that gives many members.
+    pub(crate) fn inflow(&self) -> Box<dyn Inflow + '_> {
+        self.sink.inflow()
     }
 
     /// Reports something that was put aside.

@@ -65,7 +65,7 @@ impl<'a> Writer<'a> {
             }
             Form::Packed { numbers, out, highest } => {
                 *highest = record.version.max(*highest);
-                out.put(collection, codec, &record.member, record.version, None, value)?;
+                out.put(collection, codec, &record.member, record.version, record.deadline, value)?;
                 if out.is_large() {
                     out.finish(*highest)?;
                     *out = Out::new(self.place, numbers.next());
@@ -88,7 +88,7 @@ impl<'a> Writer<'a> {
 fn write(folder: &mut Folder, lot: &mut Vec<(Box<str>, Arc<str>, Record)>) -> Result<()> {
     let changes = lot.iter().filter_map(|(collection, codec, record)| {
         let (member, version, value) = (&*record.member, record.version, record.value.as_ref().ok()?);
-        Some(Change::Put { collection, member, version, deadline: None, codec, value })
+        Some(Change::Put { collection, member, version, deadline: record.deadline, codec, value })
     });
     let changes: Vec<Change<'_>> = changes.collect();
     folder.apply(&changes).map_err(super::Rejected::into_error)?;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::tell;
 use super::workload::{Act, Broken, Effect, History, Members, Workload, effects, is_in};
-use crate::backend::{Backend, Change, Files, Layout, Loader, Packed, Progress, Quarantined, Sink};
+use crate::backend::{Backend, Change, Files, Inflow, Layout, Loader, Packed, Progress, Quarantined, Sink};
 use crate::error::Result;
 use crate::fs::sim::{Bytes, Image, Mark, Op, Sim, Without};
 use crate::options::Durability;
@@ -258,10 +258,24 @@ impl Found {
     }
 }
 
-impl Sink for Found {
-    fn put(&self, collection: &str, member: &str, version: u64, _codec: &str, value: &[u8]) -> Result<()> {
+impl Inflow for &Found {
+    fn put(
+        &mut self,
+        collection: &str,
+        member: &str,
+        version: u64,
+        _deadline: Option<u64>,
+        _codec: &str,
+        value: &[u8],
+    ) -> Result<()> {
         self.take(collection, member, version, Some(value));
         Ok(())
+    }
+}
+
+impl Sink for Found {
+    fn inflow(&self) -> Box<dyn Inflow + '_> {
+        Box::new(self)
     }
 
     fn recover(&self, changes: &[Change<'_>], _at_rest: bool) -> Result<()> {

@@ -10,16 +10,18 @@ mod registry;
 mod table;
 
 pub(crate) use registry::{Named, Registry};
-pub(crate) use table::{Found, Table};
+pub(crate) use table::{Act, Done, Found, New, Only, Seen, Table, Until};
 
 use crate::value::{Member, Value};
 
-/// What a member's slot says beside its value: 54 bits of version, 8 of codec, and the dirty mark.
+/// What a member's slot says beside its value: 54 bits of version, 8 of codec, whether there is a deadline, and the dirty
+/// mark.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Stamp(u64);
 
 impl Stamp {
     const VERSION: u64 = (1 << 54) - 1;
+    const EXPIRES: u64 = 1 << 62;
     const DIRTY: u64 = 1 << 63;
 
     pub(crate) fn new(version: u64, codec: u8, dirty: bool) -> Stamp {
@@ -38,6 +40,15 @@ impl Stamp {
     /// The key waits in the janitor's channel.
     pub(crate) fn dirty(self) -> bool {
         self.0 & Self::DIRTY != 0
+    }
+
+    /// The member has a deadline, which stands in its shard.
+    pub(crate) fn expires(self) -> bool {
+        self.0 & Self::EXPIRES != 0
+    }
+
+    fn expiring(self, yes: bool) -> Stamp {
+        Stamp(if yes { self.0 | Self::EXPIRES } else { self.0 & !Self::EXPIRES })
     }
 
     fn cleaned(self) -> Stamp {
@@ -97,6 +108,9 @@ pub(crate) trait Ledger {
 
     /// The collection was cleared, at this version.
     fn cleared(&self, version: u64);
+
+    /// The member's deadline was one and is another.
+    fn schedule(&self, member: &Member, old: Option<u64>, new: Option<u64>);
 
     /// Somebody copies the store as it was when this was the highest number: values of this version or less are kept
     /// when they are replaced. 0 when nobody does. To be asked after [`next_version`](Self::next_version).

@@ -10,12 +10,13 @@
 //! parent before child too, so the two cannot block each other.
 
 use std::hash::{BuildHasher, Hasher};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use hashbrown::HashTable;
-use hashbrown::hash_table::Entry;
+use hashbrown::hash_table::{Entry, OccupiedEntry};
 
 use super::{Ledger, Refused, Stamp, Stored};
+use crate::clock::Clock;
 use crate::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use crate::sync::{Mutex, NameHasher, RwLock, RwLockWriteGuard};
 use crate::value::Member;
@@ -74,6 +75,57 @@ struct Inner<V> {
     bytes: u64,
     /// Sum of `at_risk`.
     at_risk: usize,
+    /// Of the members that have one, if any ever had.
+    deadlines: Option<Box<Deadlines>>,
+}
+
+/// The members of a shard that expire, with their deadlines.
+#[derive(Default)]
+struct Deadlines {
+    of: hashbrown::HashMap<Member, u64, NameHasher>,
+    /// None is before this.
+    earliest: u64,
+}
+
+impl Deadlines {
+    fn set(this: &mut Option<Box<Deadlines>>, hasher: &NameHasher, member: &Member, deadline: Option<u64>) {
+        match (deadline, this) {
+            (Some(deadline), this) => {
+                let this = this.get_or_insert_with(|| {
+                    let of = hashbrown::HashMap::with_hasher(hasher.clone());
+                    Box::new(Deadlines { of, earliest: u64::MAX })
+                });
+                this.earliest = deadline.min(this.earliest);
+                this.of.insert(member.clone(), deadline);
+            }
+            (None, Some(this)) => _ = this.of.remove(member),
+            (None, None) => {}
+        }
+    }
+
+    fn get(this: &Option<Box<Deadlines>>, member: &str) -> Option<u64> {
+        this.as_ref()?.of.get(member).copied()
+    }
+}
+
+impl<V> Inner<V> {
+    /// The deadline of a member of this shard.
+    fn deadline(&self, slot: &Slot<V>) -> Option<u64> {
+        if slot.stamp.expires() { Deadlines::get(&self.deadlines, &slot.member) } else { None }
+    }
+
+    /// Whether a slot's member is there to be seen: it has a value, and its deadline has not come.
+    #[inline]
+    fn shows(&self, slot: &Slot<V>, clock: &Clock) -> bool {
+        slot.value.is_some() && (!slot.stamp.expires() || self.deadline(slot).is_none_or(|at| at > clock.reached()))
+    }
+
+    /// Members that have expired and are still here.
+    fn expired(&self, clock: &Clock) -> usize {
+        let reached = clock.reached();
+        let some = self.deadlines.as_ref().filter(|some| some.earliest <= reached);
+        some.map_or(0, |some| some.of.values().filter(|at| **at <= reached).count())
+    }
 }
 
 #[repr(align(64))]
@@ -85,7 +137,7 @@ struct Shard<V> {
 
 impl<V> Shard<V> {
     fn new() -> Self {
-        let inner = Inner { slots: HashTable::new(), live: 0, bytes: 0, at_risk: 0 };
+        let inner = Inner { slots: HashTable::new(), live: 0, bytes: 0, at_risk: 0, deadlines: None };
         Shard { depth: AtomicU32::new(0), inner: RwLock::new(inner) }
     }
 }
@@ -95,6 +147,7 @@ type Levels<V> = [OnceLock<Box<[Shard<V>]>>; MAX_DEPTH as usize];
 
 pub(crate) struct Table<V> {
     hasher: NameHasher,
+    clock: Arc<Clock>,
     /// The deepest depth of any shard. Only grows, so a stale value costs a second look.
     depth: AtomicU32,
     /// Set with every shard locked: the members live elsewhere. Read under a shard's lock.
@@ -113,6 +166,7 @@ pub(crate) struct Found<V> {
     pub(crate) member: Member,
     pub(crate) value: V,
     pub(crate) stamp: Stamp,
+    pub(crate) deadline: Option<u64>,
 }
 
 /// What the janitor took from a slot.
@@ -120,8 +174,77 @@ pub(crate) struct Taken<V> {
     /// `None` for a tombstone.
     pub(crate) value: Option<V>,
     pub(crate) stamp: Stamp,
+    pub(crate) deadline: Option<u64>,
     /// What the slot counted among the bytes not yet durable until now.
     pub(crate) charge: usize,
+}
+
+/// A member as a change finds it.
+#[derive(Debug)]
+pub(crate) struct Seen<'a, V> {
+    pub(crate) value: &'a V,
+    pub(crate) version: u64,
+    pub(crate) deadline: Option<u64>,
+}
+
+/// What a change may put in place.
+#[derive(Debug)]
+pub(crate) struct New<V> {
+    pub(crate) value: Option<V>,
+    pub(crate) codec: u8,
+}
+
+/// What becomes of a member's deadline.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Until {
+    /// There is none from now on.
+    Removed,
+    At(u64),
+    /// It stays as it was.
+    Kept,
+}
+
+/// When a change is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Only {
+    Always,
+    /// When the member has this version; 0 when there is none.
+    Version(u64),
+}
+
+impl Only {
+    fn allows<V>(self, seen: Option<&Seen<'_, V>>) -> bool {
+        match self {
+            Only::Always => true,
+            Only::Version(version) => seen.map_or(0, |seen| seen.version) == version,
+        }
+    }
+}
+
+/// What a change does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Act {
+    Leave,
+    /// Put the new value in place.
+    Put(Until),
+    Delete,
+    /// Give the value that is there another deadline.
+    Touch(Until),
+}
+
+/// What a change has done.
+#[derive(Debug)]
+pub(crate) struct Done<V> {
+    /// What was there and is there no more.
+    pub(crate) old: Option<V>,
+    /// The write's number; 0 if nothing was written.
+    pub(crate) version: u64,
+}
+
+impl<V> Done<V> {
+    fn nothing() -> Self {
+        Done { old: None, version: 0 }
+    }
 }
 
 /// What `clear` removed. The values are in here, for the caller to drop when no lock is held.
@@ -138,6 +261,9 @@ struct AllShards<'a, V> {
     numbers: Vec<u32>,
 }
 
+/// What a scan calls with each member.
+type Pick<'a, V> = dyn FnMut(&Member, &V, Stamp, Option<u64>) + 'a;
+
 /// A table that a transaction writes to, with every shard locked.
 #[cfg(test)]
 pub(crate) struct Locked<'a, V> {
@@ -152,7 +278,7 @@ impl<V: Stored> Locked<'_, V> {
         let hash = self.table.hash(member);
         let (number, _) = self.table.find_shard(shard_bits(hash));
         let at = self.all.numbers.iter().position(|&found| found == number).expect("every shard is locked");
-        let Inner { slots, live, bytes, at_risk } = &mut *self.all.guards[at];
+        let Inner { slots, live, bytes, at_risk, .. } = &mut *self.all.guards[at];
         let new = Slot { member: Member::from(member), value, stamp };
         *at_risk += new.at_risk();
         *live += u32::from(new.value.is_some());
@@ -174,9 +300,10 @@ impl<V: Stored> Locked<'_, V> {
 }
 
 impl<V: Stored> Table<V> {
-    pub(crate) fn new(hasher: NameHasher) -> Self {
+    pub(crate) fn new(hasher: NameHasher, clock: Arc<Clock>) -> Self {
         Table {
             hasher,
+            clock,
             depth: AtomicU32::new(0),
             moved: AtomicBool::new(false),
             root: Shard::new(),
@@ -278,6 +405,10 @@ impl<V: Stored> Table<V> {
             }
             born.at_risk += slot.at_risk();
             inner.at_risk -= slot.at_risk();
+            if slot.stamp.expires() {
+                let deadline = inner.deadlines.as_mut().and_then(|some| some.of.remove(&slot.member));
+                Deadlines::set(&mut born.deadlines, &self.hasher, &slot.member, deadline);
+            }
             given.insert_unique(hash, slot, rehash);
         }
         inner.slots = kept;
@@ -290,85 +421,251 @@ impl<V: Stored> Table<V> {
     #[inline]
     pub(crate) fn get(&self, member: &str) -> Result<Option<V>, Refused> {
         let hash = self.hash(member);
-        self.read(hash, |inner| inner.slots.find(hash, |slot| slot.member == *member)?.value.clone())
+        self.read(hash, |inner| {
+            let slot = inner.slots.find(hash, |slot| slot.member == *member)?;
+            if slot.stamp.expires() && !inner.shows(slot, &self.clock) {
+                return None;
+            }
+            slot.value.clone()
+        })
+    }
+
+    /// Shows a member as it is, if it is there.
+    pub(crate) fn look<R>(&self, member: &str, f: impl FnOnce(Seen<'_, V>) -> R) -> Result<Option<R>, Refused> {
+        let hash = self.hash(member);
+        self.read(hash, |inner| {
+            let slot = inner.slots.find(hash, |slot| slot.member == *member)?;
+            let value = slot.value.as_ref().filter(|_| inner.shows(slot, &self.clock))?;
+            Some(f(Seen { value, version: slot.stamp.version(), deadline: inner.deadline(slot) }))
+        })
     }
 
     pub(crate) fn contains(&self, member: &str) -> Result<bool, Refused> {
         let hash = self.hash(member);
-        let found = |slot: &Slot<V>| slot.value.is_some();
-        self.read(hash, |inner| inner.slots.find(hash, |slot| slot.member == *member).is_some_and(found))
+        self.read(hash, |inner| {
+            let slot = inner.slots.find(hash, |slot| slot.member == *member);
+            slot.is_some_and(|slot| inner.shows(slot, &self.clock))
+        })
     }
 
-    /// Moves the value out of `value` into its place and returns the one that was there. Refused, it leaves `value`
-    /// as it was.
+    /// Changes a member as `decide` says, which sees it under the shard's lock and must be larder's own code. What it
+    /// puts in place is taken out of `new`, unless the change is refused.
     #[inline]
-    pub(crate) fn put(
+    pub(crate) fn change(
         &self,
         member: &str,
-        value: &mut Option<V>,
-        codec: u8,
+        new: &mut New<V>,
         ledger: &(impl Ledger + ?Sized),
-    ) -> Result<Option<V>, Refused> {
+        decide: impl FnOnce(Option<Seen<'_, V>>, &mut Option<V>) -> Act,
+    ) -> Result<Done<V>, Refused> {
         let hash = self.hash(member);
-        let weight = member.len() + value.as_ref().map_or(0, V::weight);
         let persists = ledger.persists();
         self.write(hash, |inner| {
             ledger.check_open()?;
-            let Inner { slots, live, bytes, at_risk } = inner;
+            let Inner { slots, live, bytes, at_risk, deadlines } = inner;
             let entry = slots.entry(hash, |slot| slot.member == *member, |slot| hash_name(&self.hasher, &slot.member));
-            match entry {
-                Entry::Occupied(mut occupied) => {
-                    let slot = occupied.get_mut();
-                    let was_at_risk = slot.at_risk();
-                    if persists {
-                        ledger.charge(weight as isize - was_at_risk as isize)?;
-                        *at_risk = *at_risk - was_at_risk + weight;
-                    }
-                    let was_dirty = slot.stamp.dirty();
-                    let old_stamp = slot.stamp;
-                    slot.stamp = Stamp::new(ledger.next_version(), codec, persists);
-                    let old = std::mem::replace(&mut slot.value, value.take());
-                    if old_stamp.version() <= ledger.cut() {
-                        self.keep(hash, &slot.member, &old, old_stamp, slot.stamp.version());
-                    }
-                    match &old {
-                        Some(old) => *bytes -= (member.len() + old.weight()) as u64,
-                        None => *live += 1,
-                    }
-                    *bytes += weight as u64;
-                    if persists && !was_dirty {
-                        ledger.dirty(&slot.member);
-                    }
-                    Ok(old)
-                }
+            let mut occupied = match entry {
+                Entry::Occupied(occupied) => occupied,
                 Entry::Vacant(vacant) => {
+                    let Act::Put(until) = decide(None, &mut new.value) else { return Ok(Done::nothing()) };
+                    let weight = member.len() + new.value.as_ref().map_or(0, V::weight);
                     if persists {
                         ledger.charge(weight as isize)?;
                         *at_risk += weight;
                     }
-                    let stamp = Stamp::new(ledger.next_version(), codec, persists);
+                    let version = ledger.next_version();
+                    let mut stamp = Stamp::new(version, new.codec, persists);
                     let member = Member::from(member);
                     if persists {
                         ledger.dirty(&member);
                     }
-                    vacant.insert(Slot { member, value: value.take(), stamp });
+                    if let Until::At(deadline) = until {
+                        stamp = stamp.expiring(true);
+                        Deadlines::set(deadlines, &self.hasher, &member, Some(deadline));
+                        ledger.schedule(&member, None, Some(deadline));
+                    }
+                    vacant.insert(Slot { member, value: new.value.take(), stamp });
                     *live += 1;
                     *bytes += weight as u64;
-                    Ok(None)
+                    return Ok(Done { old: None, version });
                 }
+            };
+
+            let slot = occupied.get_mut();
+            let old_deadline = if slot.stamp.expires() { Deadlines::get(deadlines, member) } else { None };
+            let is_over = old_deadline.is_some_and(|at| at <= self.clock.reached());
+            let seen = slot.value.as_ref().filter(|_| !is_over).map(|value| Seen {
+                value,
+                version: slot.stamp.version(),
+                deadline: old_deadline,
+            });
+            let is_there = seen.is_some();
+            let act = decide(seen, &mut new.value);
+            let until = match act {
+                Act::Put(until) => until,
+                Act::Touch(until) if is_there => until,
+                Act::Delete if is_there => {
+                    let done = self.remove(hash, occupied, live, bytes, at_risk, deadlines, ledger)?;
+                    return Ok(done);
+                }
+                Act::Leave | Act::Touch(_) | Act::Delete => return Ok(Done::nothing()),
+            };
+            let is_put = matches!(act, Act::Put(_));
+            let placed = if is_put { new.value.as_ref() } else { slot.value.as_ref() };
+            let weight = member.len() + placed.map_or(0, V::weight);
+            let was_at_risk = slot.at_risk();
+            if persists {
+                ledger.charge(weight as isize - was_at_risk as isize)?;
+                *at_risk = *at_risk - was_at_risk + weight;
+            }
+            let old_stamp = slot.stamp;
+            let version = ledger.next_version();
+            let codec = if is_put { new.codec } else { old_stamp.codec() };
+            let deadline = match until {
+                Until::Removed => None,
+                Until::At(deadline) => Some(deadline),
+                Until::Kept => old_deadline.filter(|_| is_there),
+            };
+            slot.stamp = Stamp::new(version, codec, persists).expiring(deadline.is_some());
+            let old_value = if is_put { std::mem::replace(&mut slot.value, new.value.take()) } else { None };
+            if old_stamp.version() <= ledger.cut() {
+                let kept = if is_put { &old_value } else { &slot.value };
+                self.keep(hash, &slot.member, kept, old_stamp, old_deadline, version);
+            }
+            if deadline != old_deadline {
+                Deadlines::set(deadlines, &self.hasher, &slot.member, deadline);
+                ledger.schedule(&slot.member, old_deadline, deadline);
+            }
+            if is_put {
+                match &old_value {
+                    Some(old) => *bytes -= (member.len() + old.weight()) as u64,
+                    None => *live += 1,
+                }
+                *bytes += weight as u64;
+            }
+            if persists && !old_stamp.dirty() {
+                ledger.dirty(&slot.member);
+            }
+            // What has expired is gone, whether or not it was here still. It goes when the lock does.
+            Ok(Done { old: old_value.filter(|_| !is_over), version })
+        })?
+    }
+
+    /// Puts a value in place, whatever is there, and returns what was.
+    #[inline]
+    pub(crate) fn put(
+        &self,
+        member: &str,
+        new: &mut New<V>,
+        until: Until,
+        ledger: &(impl Ledger + ?Sized),
+    ) -> Result<Option<V>, Refused> {
+        Ok(self.change(member, new, ledger, |_, _| Act::Put(until))?.old)
+    }
+
+    /// Puts a value in place, if the member is as it is to be.
+    pub(crate) fn put_only(
+        &self,
+        member: &str,
+        new: &mut New<V>,
+        until: Until,
+        only: Only,
+        ledger: &(impl Ledger + ?Sized),
+    ) -> Result<Done<V>, Refused> {
+        let decide = |seen: Option<Seen<'_, V>>, _: &mut Option<V>| {
+            if only.allows(seen.as_ref()) { Act::Put(until) } else { Act::Leave }
+        };
+        self.change(member, new, ledger, decide)
+    }
+
+    /// Deletes a member, if it is as it is to be.
+    pub(crate) fn delete(&self, member: &str, only: Only, ledger: &(impl Ledger + ?Sized)) -> Result<Done<V>, Refused> {
+        let decide = |seen: Option<Seen<'_, V>>, _: &mut Option<V>| {
+            if only.allows(seen.as_ref()) { Act::Delete } else { Act::Leave }
+        };
+        self.change(member, &mut New { value: None, codec: 0 }, ledger, decide)
+    }
+
+    /// Removes a member whose deadline this is and has come.
+    pub(crate) fn expire(
+        &self,
+        member: &str,
+        deadline: u64,
+        ledger: &(impl Ledger + ?Sized),
+    ) -> Result<Option<V>, Refused> {
+        let hash = self.hash(member);
+        self.write(hash, |inner| {
+            ledger.check_open()?;
+            let Inner { slots, live, bytes, at_risk, deadlines } = inner;
+            let has_it = |at: Option<u64>| at == Some(deadline) && deadline <= self.clock.reached();
+            match slots.find_entry(hash, |slot| slot.member == *member) {
+                Ok(occupied) if occupied.get().stamp.expires() && has_it(Deadlines::get(deadlines, member)) => {
+                    Ok(self.remove(hash, occupied, live, bytes, at_risk, deadlines, ledger)?.old)
+                }
+                _ => Ok(None),
             }
         })?
     }
 
+    /// Removes the value of a slot that has one.
+    #[expect(clippy::too_many_arguments, reason = "the parts of a shard, one of which is borrowed")]
+    fn remove(
+        &self,
+        hash: u64,
+        mut occupied: OccupiedEntry<'_, Slot<V>>,
+        live: &mut u32,
+        bytes: &mut u64,
+        at_risk: &mut usize,
+        deadlines: &mut Option<Box<Deadlines>>,
+        ledger: &(impl Ledger + ?Sized),
+    ) -> Result<Done<V>, Refused> {
+        let slot = occupied.get_mut();
+        let (weight, old_stamp) = (slot.charge(), slot.stamp);
+        let name = slot.member.len();
+        if ledger.persists() {
+            let was_at_risk = slot.at_risk();
+            ledger.charge(name as isize - was_at_risk as isize)?;
+            *at_risk = *at_risk - was_at_risk + name;
+        }
+        let version = ledger.next_version();
+        let deadline = if old_stamp.expires() { Deadlines::get(deadlines, &slot.member) } else { None };
+        if old_stamp.version() <= ledger.cut() {
+            self.keep(hash, &slot.member, &slot.value, old_stamp, deadline, version);
+        }
+        if deadline.is_some() {
+            Deadlines::set(deadlines, &self.hasher, &slot.member, None);
+            ledger.schedule(&slot.member, deadline, None);
+        }
+        *live -= 1;
+        *bytes -= weight as u64;
+        let old = if ledger.persists() {
+            slot.stamp = Stamp::new(version, 0, true);
+            if !old_stamp.dirty() {
+                ledger.dirty(&slot.member);
+            }
+            slot.value.take()
+        } else {
+            occupied.remove().0.value
+        };
+        Ok(Done { old, version })
+    }
+
     /// Puts a member, or a tombstone, that is stored already: clean, and nobody is told. The highest version wins; whether
     /// it was this one is returned.
-    pub(crate) fn restore(&self, member: Member, mut value: Option<V>, stamp: Stamp) -> Result<bool, Refused> {
+    pub(crate) fn restore(
+        &self,
+        member: Member,
+        mut value: Option<V>,
+        stamp: Stamp,
+        deadline: Option<u64>,
+    ) -> Result<bool, Refused> {
         let hash = self.hash(&member);
         let weigh = |value: &Option<V>| value.as_ref().map_or(0, |value| (member.len() + value.weight()) as u64);
         let new = weigh(&value);
+        let stamp = stamp.expiring(deadline.is_some());
         // What is not kept is dropped when the lock is gone.
         self.write(hash, |inner| {
-            let Inner { slots, live, bytes, .. } = inner;
+            let Inner { slots, live, bytes, deadlines, .. } = inner;
             *live += u32::from(value.is_some());
             *bytes += new;
             match slots.entry(hash, |slot| slot.member == member, |slot| hash_name(&self.hasher, &slot.member)) {
@@ -376,6 +673,9 @@ impl<V: Stored> Table<V> {
                     let slot = occupied.get_mut();
                     let newer = slot.stamp.version() < stamp.version();
                     if newer {
+                        if slot.stamp.expires() || stamp.expires() {
+                            Deadlines::set(deadlines, &self.hasher, &member, deadline);
+                        }
                         slot.stamp = stamp;
                         std::mem::swap(&mut slot.value, &mut value);
                     }
@@ -384,6 +684,9 @@ impl<V: Stored> Table<V> {
                     newer
                 }
                 Entry::Vacant(vacant) => {
+                    if stamp.expires() {
+                        Deadlines::set(deadlines, &self.hasher, &member, deadline);
+                    }
                     vacant.insert(Slot { member: member.clone(), value: value.take(), stamp });
                     true
                 }
@@ -397,12 +700,15 @@ impl<V: Stored> Table<V> {
         self.read(hash, |inner| Some(inner.slots.find(hash, |slot| slot.member == *member)?.stamp.version()))
     }
 
-    /// Gives a stored member a higher version. Whether there was a member with a lower one is returned.
-    pub(crate) fn restamp(&self, member: &str, version: u64) -> Result<bool, Refused> {
+    /// Gives a stored member a deadline, or takes it, and a higher version. Whether there was a member with a lower one
+    /// is returned.
+    pub(crate) fn restamp(&self, member: &str, version: u64, deadline: Option<u64>) -> Result<bool, Refused> {
         let hash = self.hash(member);
         self.write(hash, |inner| match inner.slots.find_mut(hash, |slot| slot.member == *member) {
             Some(slot) if slot.value.is_some() && slot.stamp.version() < version => {
-                slot.stamp = Stamp::new(version, slot.stamp.codec(), slot.stamp.dirty());
+                let stamp = Stamp::new(version, slot.stamp.codec(), slot.stamp.dirty());
+                slot.stamp = stamp.expiring(deadline.is_some());
+                Deadlines::set(&mut inner.deadlines, &self.hasher, &slot.member, deadline);
                 true
             }
             _ => false,
@@ -417,8 +723,11 @@ impl<V: Stored> Table<V> {
         }
         let mut removed = Vec::new();
         for inner in &mut all.guards {
-            let Inner { slots, live, bytes, .. } = &mut **inner;
+            let Inner { slots, live, bytes, deadlines, .. } = &mut **inner;
             for slot in slots.extract_if(|slot| slot.stamp.version() < version) {
+                if slot.stamp.expires() {
+                    Deadlines::set(deadlines, &self.hasher, &slot.member, None);
+                }
                 if let Some(value) = slot.value {
                     *live -= 1;
                     *bytes -= (slot.member.len() + value.weight()) as u64;
@@ -428,49 +737,6 @@ impl<V: Stored> Table<V> {
         }
         drop(all);
         Ok(removed.len())
-    }
-
-    /// Deletes a member, if it has the version given or none is given, and returns the value that was there.
-    pub(crate) fn delete(
-        &self,
-        member: &str,
-        only: Option<u64>,
-        ledger: &(impl Ledger + ?Sized),
-    ) -> Result<Option<V>, Refused> {
-        let hash = self.hash(member);
-        self.write(hash, |inner| {
-            ledger.check_open()?;
-            let Inner { slots, live, bytes, at_risk } = inner;
-            let Ok(mut occupied) = slots.find_entry(hash, |slot| slot.member == *member) else {
-                return Ok(None);
-            };
-            let slot = occupied.get_mut();
-            if slot.value.is_none() || only.is_some_and(|version| version != slot.stamp.version()) {
-                return Ok(None);
-            }
-            let (weight, old_stamp) = (slot.charge(), slot.stamp);
-            let (old, version) = if ledger.persists() {
-                let was_at_risk = slot.at_risk();
-                ledger.charge(member.len() as isize - was_at_risk as isize)?;
-                *at_risk = *at_risk - was_at_risk + member.len();
-                let was_dirty = slot.stamp.dirty();
-                let version = ledger.next_version();
-                slot.stamp = Stamp::new(version, 0, true);
-                if !was_dirty {
-                    ledger.dirty(&slot.member);
-                }
-                (slot.value.take(), version)
-            } else {
-                let version = ledger.next_version();
-                (occupied.remove().0.value, version)
-            };
-            if old_stamp.version() <= ledger.cut() {
-                self.keep(hash, &Member::from(member), &old, old_stamp, version);
-            }
-            *live -= 1;
-            *bytes -= weight as u64;
-            Ok(old)
-        })?
     }
 
     /// Removes every member at one moment: a put that races it is wholly before or wholly after.
@@ -491,13 +757,19 @@ impl<V: Stored> Table<V> {
         ledger.cleared(version);
         let cut = ledger.cut();
         if cut > 0 {
-            for slot in all.guards.iter().flat_map(|inner| &inner.slots).filter(|slot| slot.stamp.version() <= cut) {
-                self.keep(self.hash(&slot.member), &slot.member, &slot.value, slot.stamp, version);
+            for inner in &all.guards {
+                for slot in inner.slots.iter().filter(|slot| slot.stamp.version() <= cut) {
+                    let deadline = inner.deadline(slot);
+                    self.keep(self.hash(&slot.member), &slot.member, &slot.value, slot.stamp, deadline, version);
+                }
             }
         }
         let mut freed = 0;
         for inner in &mut all.guards {
-            cleared.members += inner.live as usize;
+            cleared.members += inner.live as usize - inner.expired(&self.clock);
+            for (member, deadline) in inner.deadlines.take().into_iter().flat_map(|some| some.of) {
+                ledger.schedule(&member, Some(deadline), None);
+            }
             freed += inner.at_risk;
             let slots = std::mem::take(&mut inner.slots);
             if inner.at_risk == 0 {
@@ -523,16 +795,19 @@ impl<V: Stored> Table<V> {
 
     /// Keeps what is being replaced, unless it was copied already.
     #[cold]
-    fn keep(&self, hash: u64, member: &Member, value: &Option<V>, stamp: Stamp, by: u64) {
+    fn keep(&self, hash: u64, member: &Member, value: &Option<V>, stamp: Stamp, deadline: Option<u64>, by: u64) {
         let place = u64::from(shard_bits(hash).reverse_bits());
         if let Some(value) = value.as_ref().filter(|_| place >= self.copied.load(Ordering::Relaxed)) {
-            self.kept.lock().push((Found { member: member.clone(), value: value.clone(), stamp }, by));
+            self.kept.lock().push((Found { member: member.clone(), value: value.clone(), stamp, deadline }, by));
         }
     }
 
     /// As [`scan`](Self::scan), for whoever copies the store.
-    pub(crate) fn copy(&self, cursor: u64, mut pick: impl FnMut(&Member, &V, Stamp)) -> Result<Option<u64>, Refused> {
-        self.scan_then(cursor, &mut pick, |next| self.copied.store(next, Ordering::Relaxed))
+    pub(crate) fn copy(&self, cursor: u64, mut pick: impl FnMut(Found<V>)) -> Result<Option<u64>, Refused> {
+        let mut pick = |member: &Member, value: &V, stamp, deadline| {
+            pick(Found { member: member.clone(), value: value.clone(), stamp, deadline });
+        };
+        self.scan_then(cursor, false, &mut pick, |next| self.copied.store(next, Ordering::Relaxed))
     }
 
     /// Nobody copies the store, and somebody may begin to.
@@ -560,7 +835,9 @@ impl<V: Stored> Table<V> {
             let charge = slot.at_risk();
             slot.stamp = stamp.cleaned();
             inner.at_risk -= charge;
-            Some(Taken { value: slot.value.clone(), stamp, charge })
+            let (value, expires) = (slot.value.clone(), stamp.expires());
+            let deadline = if expires { Deadlines::get(&inner.deadlines, member) } else { None };
+            Some(Taken { value, stamp, deadline, charge })
         })
     }
 
@@ -583,14 +860,23 @@ impl<V: Stored> Table<V> {
     /// The cursor is the shard bits read backwards, in the upper half: in that order, splitting a shard only
     /// divides the range that it covers.
     pub(crate) fn scan(&self, cursor: u64, mut pick: impl FnMut(&Member, &V, Stamp)) -> Result<Option<u64>, Refused> {
-        self.scan_then(cursor, &mut pick, |_| {})
+        self.scan_then(cursor, false, &mut |member, value, stamp, _| pick(member, value, stamp), |_| {})
+    }
+
+    /// The same, with members whose deadline has come and that are here still.
+    pub(crate) fn scan_all(&self, cursor: u64, mut pick: impl FnMut(Found<V>)) -> Result<Option<u64>, Refused> {
+        let mut pick = |member: &Member, value: &V, stamp, deadline| {
+            pick(Found { member: member.clone(), value: value.clone(), stamp, deadline });
+        };
+        self.scan_then(cursor, true, &mut pick, |_| {})
     }
 
     /// Calls `done` with where to go on, at the latest 2^32, while the shard is still locked.
     fn scan_then(
         &self,
         cursor: u64,
-        pick: &mut dyn FnMut(&Member, &V, Stamp),
+        all: bool,
+        pick: &mut Pick<'_, V>,
         done: impl Fn(u64),
     ) -> Result<Option<u64>, Refused> {
         let bits = (cursor as u32).reverse_bits();
@@ -604,8 +890,8 @@ impl<V: Stored> Table<V> {
                 continue;
             }
             for slot in &inner.slots {
-                if let Some(value) = &slot.value {
-                    pick(&slot.member, value, slot.stamp);
+                if let Some(value) = slot.value.as_ref().filter(|_| all || inner.shows(slot, &self.clock)) {
+                    pick(&slot.member, value, slot.stamp, inner.deadline(slot));
                 }
             }
             let next = cursor + (1 << (32 - shard.depth.load(Ordering::Relaxed)));
@@ -626,13 +912,20 @@ impl<V: Stored> Table<V> {
                 return Err(Refused::Moved);
             }
             if Self::holds(shard, number, bits) {
-                live += inner.live as usize;
+                live += inner.live as usize - inner.expired(&self.clock);
                 bytes += inner.bytes;
                 let next = at + (1 << (32 - shard.depth.load(Ordering::Relaxed)));
                 cursor = (next < 1 << 32).then_some(next);
             }
         }
         Ok((live, bytes))
+    }
+
+    /// Calls `found` with the members that have a deadline.
+    pub(crate) fn each_deadline(&self, mut found: impl FnMut(&Member, u64)) {
+        for inner in &self.lock_all().guards {
+            inner.deadlines.iter().flat_map(|some| &some.of).for_each(|(member, deadline)| found(member, *deadline));
+        }
     }
 
     /// Locks every shard, parents before their children. A shard cannot split while it is locked, so all children of
@@ -685,12 +978,17 @@ impl<V: Stored> Table<V> {
         }
         let mut newer = Vec::new();
         let mut live = 0;
-        for slot in all.guards.iter().flat_map(|inner| &inner.slots) {
+        for (inner, slot) in all.guards.iter().flat_map(|inner| inner.slots.iter().map(move |slot| (inner, slot))) {
             let Some(value) = &slot.value else { continue };
             live += 1;
             match made.get(&slot.member) {
                 Some((_, stamp)) if stamp.version() == slot.stamp.version() => {}
-                _ => newer.push(Found { member: slot.member.clone(), value: value.clone(), stamp: slot.stamp }),
+                _ => newer.push(Found {
+                    member: slot.member.clone(),
+                    value: value.clone(),
+                    stamp: slot.stamp,
+                    deadline: inner.deadline(slot),
+                }),
             }
         }
         if !newer.is_empty() || made.len() != live {
@@ -702,12 +1000,14 @@ impl<V: Stored> Table<V> {
         for inner in &mut all.guards {
             charge -= inner.at_risk as isize;
             (inner.live, inner.bytes, inner.at_risk) = (0, 0, 0);
+            let deadlines = inner.deadlines.take();
             for slot in std::mem::take(&mut inner.slots) {
+                let deadline = if slot.stamp.expires() { Deadlines::get(&deadlines, &slot.member) } else { None };
                 let value = slot.value.is_some().then(|| made.remove(&slot.member).map(|(value, _)| value)).flatten();
                 let moved = Slot { member: slot.member, value, stamp: slot.stamp };
                 charge += moved.at_risk() as isize;
                 emptied.push(slot.value);
-                to.adopt(moved);
+                to.adopt(moved, deadline);
             }
         }
         self.moved.store(true, Ordering::Relaxed);
@@ -718,7 +1018,7 @@ impl<V: Stored> Table<V> {
     }
 
     /// Takes a slot as it is, marks and all. The table is not shared yet.
-    fn adopt(&self, slot: Slot<V>) {
+    fn adopt(&self, slot: Slot<V>, deadline: Option<u64>) {
         let hash = self.hash(&slot.member);
         let adopted = self.write(hash, |inner| {
             if let Some(value) = &slot.value {
@@ -726,6 +1026,9 @@ impl<V: Stored> Table<V> {
                 inner.bytes += (slot.member.len() + value.weight()) as u64;
             }
             inner.at_risk += slot.at_risk();
+            if slot.stamp.expires() {
+                Deadlines::set(&mut inner.deadlines, &self.hasher, &slot.member, deadline);
+            }
             inner.slots.insert_unique(hash, slot, |slot| hash_name(&self.hasher, &slot.member));
         });
         debug_assert!(adopted.is_ok(), "a table that is being filled has not moved");
@@ -772,17 +1075,22 @@ mod tests {
         }
         fn dirty(&self, _member: &Member) {}
         fn cleared(&self, _version: u64) {}
+        fn schedule(&self, _member: &Member, _old: Option<u64>, _new: Option<u64>) {}
 
         fn cut(&self) -> u64 {
             0
         }
     }
 
+    fn put(table: &Table<Value>, member: &str, value: &str, ledger: &Counts) {
+        let mut new = New { value: Some(Value::from(value)), codec: 0 };
+        table.put(member, &mut new, Until::Removed, ledger).unwrap();
+    }
+
     fn filled(members: usize) -> (Table<Value>, Counts) {
-        let (table, ledger) = (Table::new(NameHasher::default()), Counts::default());
+        let (table, ledger) = (Table::new(NameHasher::default(), Arc::new(Clock::of_system())), Counts::default());
         for number in 0..members {
-            let old = table.put(&number.to_string(), &mut Some(Value::from("12345678")), 0, &ledger);
-            assert!(old == Ok(None));
+            put(&table, &number.to_string(), "12345678", &ledger);
         }
         (table, ledger)
     }
@@ -826,7 +1134,7 @@ mod tests {
         while let Some(at) = cursor {
             cursor = table.scan(at, |member, _, _| met.push(member.parse::<usize>().unwrap())).unwrap();
             for number in next..next + 5000 {
-                table.put(&number.to_string(), &mut Some(Value::from("")), 0, &ledger).unwrap();
+                put(&table, &number.to_string(), "", &ledger);
             }
             next += 5000;
             if next > 60_000 {
@@ -857,7 +1165,7 @@ mod tests {
         assert_eq!((taken.charge, taken.stamp.dirty()), (9, true));
         assert_eq!(table.take("7").unwrap().unwrap().charge, 0);
         assert_eq!(sum(&table), all - 9);
-        table.delete("8", None, &ledger).unwrap();
+        table.delete("8", Only::Always, &ledger).unwrap();
         assert_eq!(sum(&table), all - 9 - 8);
         let before = ledger.1.load(std::sync::atomic::Ordering::Relaxed);
         assert_eq!(table.clear(&ledger).unwrap().members, 999);

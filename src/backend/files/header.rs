@@ -24,6 +24,8 @@ pub(crate) struct Header<'a> {
     /// Where the key's slash is.
     slash: usize,
     pub(crate) version: u64,
+    /// In milliseconds since 1970.
+    pub(crate) deadline: Option<u64>,
     pub(crate) codec: &'a str,
     pub(crate) length: usize,
     checksum: u32,
@@ -118,9 +120,12 @@ pub(crate) fn parse(start: &[u8]) -> Result<(Header<'_>, usize), String> {
     let mut rest = rest;
     let codec = field(&mut rest, "codec=")?;
     let version = number(field(&mut rest, "version=")?, "version")?;
-    let deadline = field(&mut rest, "deadline=")?;
-    if deadline != "none" && number(deadline, "deadline")? == u64::MAX {
-        return Err(format!("its deadline {deadline} is not a time"));
+    let deadline = match field(&mut rest, "deadline=")? {
+        "none" => None,
+        deadline => Some(number(deadline, "deadline")?),
+    };
+    if deadline == Some(u64::MAX) {
+        return Err(format!("its deadline {} is not a time", u64::MAX));
     }
     let quoted = rest.strip_prefix("key=").ok_or("its header has no key")?;
     let (key, mut rest) = unquote(quoted).ok_or("its key is not a JSON string, spelled as larder spells it")?;
@@ -138,7 +143,7 @@ pub(crate) fn parse(start: &[u8]) -> Result<(Header<'_>, usize), String> {
     }
     let length = usize::try_from(length).map_err(|_| "its length is not of this world")?;
     let slash = key::split(&key).map_err(|error| error.to_string())?.0.len();
-    Ok((Header { key, slash, version, codec, length, checksum }, end + 1))
+    Ok((Header { key, slash, version, deadline, codec, length, checksum }, end + 1))
 }
 
 /// Reads the JSON string at the beginning of `text`, and the space after it. Returns the rest. A string that is spelled

@@ -4,7 +4,7 @@ use std::io;
 
 use super::header;
 use super::name;
-use crate::backend::Loader;
+use crate::backend::{Inflow, Loader};
 use crate::error::{Error, Result};
 use crate::fs::{Dir, File, Fs, Kind, read_on, read_up_to};
 use crate::sync::atomic::{AtomicUsize, Ordering};
@@ -82,10 +82,11 @@ fn read(fs: &dyn Fs, root: &Dir, chunk: &Chunk, loader: &Loader<'_>) -> Result<(
     let mut damaged = Vec::new();
     let mut highest = 0;
     let mut buffer = Vec::new();
+    let mut inflow = loader.inflow();
     for file in &chunk.files {
         let read = fs.open(&dir, file).and_then(|mut open| read_whole(&mut *open, &mut buffer));
         let reason = match read {
-            Ok(length) => match member(&buffer[..length], &chunk.dir, file, loader)? {
+            Ok(length) => match member(&buffer[..length], &chunk.dir, file, &mut *inflow)? {
                 Ok(version) => {
                     highest = highest.max(version);
                     continue;
@@ -125,7 +126,7 @@ pub(in crate::backend) fn is_bad_medium(error: &io::Error) -> bool {
 }
 
 /// Gives one file's member to the loader. The inner error is the reason why the file is damaged.
-fn member(file: &[u8], dir: &str, file_name: &str, loader: &Loader<'_>) -> Result<Result<u64, String>> {
+fn member(file: &[u8], dir: &str, file_name: &str, inflow: &mut dyn Inflow) -> Result<Result<u64, String>> {
     let (header, value) = match header::decode(file) {
         Ok(decoded) => decoded,
         Err(reason) => return Ok(Err(reason)),
@@ -134,7 +135,8 @@ fn member(file: &[u8], dir: &str, file_name: &str, loader: &Loader<'_>) -> Resul
         let key = crate::key::join(header.collection(), header.member());
         return Ok(Err(format!("it is the file of another key, {key:?}")));
     }
-    match loader.put(header.collection(), header.member(), header.version, header.codec, value) {
+    let (collection, member) = (header.collection(), header.member());
+    match inflow.put(collection, member, header.version, header.deadline, header.codec, value) {
         Ok(()) => Ok(Ok(header.version)),
         Err(error @ (Error::InvalidKey { .. } | Error::TooLarge { .. })) => Ok(Err(error.to_string())),
         Err(error) => Err(error),

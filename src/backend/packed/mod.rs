@@ -359,6 +359,7 @@ fn read(place: &Place, known: &Known, clears: &Mutex<HashMap<String, u64>>, load
     let mut counter = known.header.map_or(0, |header| header.counter);
     let (mut records, mut tails, mut failed) = (0, Vec::new(), Ok(()));
     let mut cleared: HashMap<&str, u64> = HashMap::new();
+    let mut inflow = loader.inflow();
     for (offset, frame) in &scan.frames {
         let at = *offset as usize;
         if *offset >= scan.durable {
@@ -374,8 +375,8 @@ fn read(place: &Place, known: &Known, clears: &Mutex<HashMap<String, u64>>, load
             records += 1;
             counter = counter.max(change.version());
             let taken = match change {
-                Change::Put { collection, member, version, codec, value, .. } => {
-                    loader.put(collection, member, version, codec, value)
+                Change::Put { collection, member, version, deadline, codec, value } => {
+                    inflow.put(collection, member, version, deadline, codec, value)
                 }
                 Change::Clear { collection, version } => {
                     let newest = cleared.entry(collection).or_insert(version);
