@@ -315,6 +315,10 @@ impl<T: Send + Sync + 'static> Collection<T> {
         self.shelf.form.codec_id.unwrap_or_default()
     }
 
+    pub(crate) fn handle(&self) -> &Arc<Handle> {
+        &self.handle
+    }
+
     pub(crate) fn shelf(&self) -> &Shelf<Arc<T>> {
         &self.shelf
     }

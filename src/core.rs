@@ -296,6 +296,12 @@ impl Engine {
         self.version.0.load(Ordering::Relaxed)
     }
 
+    /// The number of the last write, for whoever is about to look at what was written up to it.
+    pub(crate) fn moment(&self) -> u64 {
+        // Nothing that is read after this is read before it.
+        self.version.0.load(Ordering::Acquire)
+    }
+
     pub(crate) fn unsaved(&self) -> usize {
         self.unsaved.0.load(Ordering::Relaxed)
     }
@@ -507,39 +513,6 @@ impl Core {
                 done => return done,
             }
         }
-    }
-
-    /// A transaction of bytes by key, for tests of how transactions are stored: no reads, no conflicts.
-    #[cfg(test)]
-    pub(crate) fn write_together(&self, writes: &[(&str, Option<&[u8]>)]) -> Result<()> {
-        use std::collections::BTreeMap;
-        let engine = self.open()?;
-        let mut tables = BTreeMap::new();
-        for (key, _) in writes {
-            let shelves = engine.shelves(key::split(key)?.0);
-            tables.insert(shelves.id, shelves);
-        }
-        let mut locked: BTreeMap<u32, _> = tables.iter().map(|(id, shelves)| (*id, shelves.raw.table.lock())).collect();
-        engine.link.transaction_comes();
-        let mut transaction = janitor::Transaction { writes: Vec::new() };
-        for (key, value) in writes {
-            let (collection, member) = key::split(key)?;
-            let (id, value) = (engine.shelves(collection).id, value.map(Value::from));
-            let version = engine.version.0.fetch_add(1, Ordering::Relaxed) + 1;
-            let charge = member.len() + value.as_ref().map_or(0, |value| value.len());
-            engine.adjust_unsaved(charge as isize);
-            if let Some(table) = locked.get_mut(&id) {
-                let before = table.write(member, value.clone(), Stamp::new(version, 0, true));
-                engine.adjust_unsaved(-(before as isize));
-            }
-            let member = Member::from(member);
-            let deadline = None;
-            let write = janitor::TransactionWrite { collection: id, member, version, codec: 0, deadline, value };
-            transaction.writes.push(write);
-        }
-        engine.send(Msg::Transaction(transaction));
-        drop(locked);
-        Ok(())
     }
 
     /// Waits until some bytes have become durable, or until it is clear that they will not in time. The first time it
@@ -1079,8 +1052,12 @@ mod tests {
             let value = round.to_string();
             store.put("a/old", &value).unwrap();
             store.put("b/gone", &value).unwrap();
-            let writes = [("a/old", Some(&b"tx"[..])), ("a/new", Some(value.as_bytes())), ("b/gone", None)];
-            store.write_together(&writes).unwrap();
+            let write = |tx: &mut crate::Transaction<'_>| {
+                tx.put("a/old", "tx")?;
+                tx.put("a/new", &value)?;
+                tx.delete("b/gone")
+            };
+            store.transaction(write).unwrap();
             assert_eq!(store.get("a/old").unwrap().unwrap(), "tx");
             if round % 2 == 1 {
                 store.put("a/old", "after").unwrap();

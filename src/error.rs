@@ -59,6 +59,16 @@ pub enum Error {
         /// The largest size in bytes.
         limit: usize,
     },
+    /// Others have changed what a transaction had read, each time that it was tried.
+    Conflict {
+        /// How often it was tried.
+        attempts: u32,
+    },
+    /// A transaction was given up by its closure. See [`Error::aborted`].
+    Aborted {
+        /// What the closure said.
+        source: Cause,
+    },
     /// A counter's sum is none of its type's.
     Overflow {
         /// The counter's key.
@@ -171,6 +181,11 @@ impl Error {
         Error::Backend { action: action.into(), source: Arc::from(source.into()) }
     }
 
+    /// A transaction's closure gives it up, for a reason of yours.
+    pub fn aborted(reason: impl Into<Box<dyn StdError + Send + Sync>>) -> Error {
+        Error::Aborted { source: Arc::from(reason.into()) }
+    }
+
     pub(crate) fn codec(
         action: &'static str,
         key: String,
@@ -205,6 +220,10 @@ impl fmt::Display for Error {
             Error::TooLarge { key, size, limit } => {
                 write!(f, "value of {} is {size} bytes, and the most is {limit}", Shown(key))
             }
+            Error::Conflict { attempts } => {
+                write!(f, "others have changed what the transaction had read, {attempts} times")
+            }
+            Error::Aborted { source } => write!(f, "the transaction was given up: {source}"),
             Error::Overflow { key } => write!(f, "{} cannot count so far in its type", Shown(key)),
             Error::Codec { key, codec, action, members, source } if members.is_empty() => {
                 write!(f, "cannot {action} {} with codec {codec}: {source}", Shown(key))
@@ -249,7 +268,7 @@ impl StdError for Error {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
         match self {
             Error::Io { source, .. } | Error::Export { source } => Some(&**source),
-            Error::Import { source, .. } => Some(&**source),
+            Error::Import { source, .. } | Error::Aborted { source } => Some(&**source),
             Error::Codec { source, .. } | Error::Backend { source, .. } => Some(&**source),
             Error::Degraded { source: Some(source), .. } => Some(&**source),
             _ => None,

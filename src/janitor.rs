@@ -50,7 +50,6 @@ pub(crate) enum Msg {
     /// The collection was cleared. At which version, it says itself.
     Clear { collection: u32 },
     /// A transaction, sent under the locks of all the shards that it wrote to. Its members' keys are not sent.
-    #[cfg_attr(not(test), expect(dead_code, reason = "sent by transactions, which have no face yet"))]
     Transaction(Transaction),
     /// Answer when what was sent before this is durable, as far as it concerns whoever asks.
     Flush(Concern, Sender<Result<()>>),
@@ -69,8 +68,15 @@ pub(crate) enum Msg {
 /// What somebody waits for.
 pub(crate) enum Concern {
     Everything,
-    Member { collection: u32, member: Member },
-    Clear { collection: u32 },
+    Member {
+        collection: u32,
+        member: Member,
+    },
+    Clear {
+        collection: u32,
+    },
+    /// All transactions that were sent before.
+    Transaction,
 }
 
 /// What a transaction wrote. It is stored whole, before anything newer of its members is.
@@ -249,7 +255,6 @@ impl Link {
     }
 
     /// A transaction is about to write, and to be sent: before its first value can be seen.
-    #[cfg(test)]
     pub(crate) fn transaction_comes(&self) {
         self.transactions.fetch_add(1, Ordering::SeqCst);
     }
@@ -854,11 +859,11 @@ impl Janitor {
             for (write, shelves) in transaction.writes.iter().zip(shelves) {
                 let key = (write.collection, write.member.clone());
                 // The mark is the transaction's, or was there before it: whoever writes from now on sends the key.
-                let taken = shelves.settled(|shelf| shelf.take(&write.member, &mut Vec::new())).flatten();
+                let taken = shelves.settled(|shelf| shelf.unmark(&write.member)).flatten();
                 let mut charge = 0;
-                if let Some(load) = taken {
-                    charge = load.charge;
-                    if load.version > write.version && load.dirty {
+                if let Some(mark) = taken {
+                    charge = mark.charge;
+                    if mark.version > write.version && mark.dirty {
                         *self.pending.entry(key.clone()).or_insert(0) += std::mem::take(&mut charge);
                         self.overtaken.push(key.clone());
                     }
@@ -995,6 +1000,9 @@ impl Janitor {
     fn answer(&self, concern: Concern, outcome: &Result<()>) -> Result<()> {
         match concern {
             Concern::Everything => outcome.clone().and_then(|()| self.all_encode()),
+            // One that waits may hold the newest value of any member.
+            _ if !self.transactions.is_empty() => outcome.clone(),
+            Concern::Transaction => Ok(()),
             Concern::Clear { collection } if self.clears.contains_key(&collection) => outcome.clone(),
             Concern::Clear { .. } => Ok(()),
             Concern::Member { collection, member } => {

@@ -15,7 +15,9 @@ use crate::clock::Clock;
 use crate::codec::{Codec, CodecError, RAW};
 use crate::error::{Error, Result};
 use crate::key;
-use crate::map::{Act, Done, Found, Ledger, Named, New, Only, Refused, Seen, Stamp, Stored, Table, Until};
+use crate::map::{
+    Act, Done, Found, Ledger, Locked, Named, New, Only, Reads, Refused, Scan, Seen, Stamp, Stored, Table, Taken, Until,
+};
 use crate::sync::NameHasher;
 use crate::sync::atomic::AtomicU64;
 use crate::value::{Member, Value};
@@ -113,6 +115,14 @@ pub(crate) struct Load {
     pub(crate) charge: usize,
 }
 
+/// What a member's slot said until its mark was cleared.
+pub(crate) struct Mark {
+    pub(crate) version: u64,
+    pub(crate) dirty: bool,
+    /// What it counted among the bytes not yet durable.
+    pub(crate) charge: usize,
+}
+
 /// How a value is put.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct How {
@@ -180,10 +190,65 @@ pub(crate) trait AnyShelf: Send + Sync {
     fn tally(&self) -> Result<(usize, u64), Refused>;
     fn barrier(&self);
     fn take(&self, member: &str, buffer: &mut Vec<u8>) -> Result<Option<Load>, Refused>;
+    /// As `take`, of what somebody else has stored.
+    fn unmark(&self, member: &str) -> Result<Option<Mark>, Refused>;
     fn bury(&self, member: &str, version: u64) -> Result<(), Refused>;
+    /// A member with its version, if it is there, and the last write to its part of the collection.
+    fn read_for_transaction(&self, collection: &str, member: &str) -> Result<(Option<(Value, u64)>, u64), Stop>;
+    /// All members, and what has to be known of them to tell whether they change.
+    fn scan_for_transaction(
+        &self,
+        collection: &str,
+        scan: &mut Scan,
+        out: &mut Vec<(Member, Value)>,
+    ) -> Result<(), Stop>;
+    /// Whether what was read is still so.
+    fn agrees(&self, reads: &Reads) -> Result<bool, Refused>;
+    /// Locks the shards of these members, or all.
+    fn lock(&self, members: &mut dyn Iterator<Item = &Member>, all: bool) -> Result<Box<dyn AnyLocked + '_>, Refused>;
+    /// A value as the shelf holds it, and its codec.
+    fn hold(&self, collection: &str, member: &str, value: &Value, codec_id: u8) -> Result<(Held, u8)>;
+    /// A value that the shelf can hold, as the caller by key sees it.
+    fn show(&self, collection: &str, member: &str, held: &Held) -> Result<Value>;
     /// The type and the codec, for errors.
     fn describe(&self) -> String;
     fn as_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync>;
+}
+
+/// A value as a shelf holds it.
+pub(crate) type Held = Box<dyn Any + Send + Sync>;
+
+/// Shards of a shelf, locked.
+pub(crate) trait AnyLocked {
+    fn agrees(&self, reads: &Reads) -> bool;
+    /// The size that the value counts.
+    fn weigh(&self, held: &Held) -> usize;
+    /// Writes a member, with its codec and what becomes of its deadline, or deletes it if it is there.
+    fn write(&mut self, member: &str, new: Option<(&Held, u8, Until)>, ledger: &dyn Ledger) -> Result<(), Refused>;
+    /// What comes back is to be dropped when nothing is locked.
+    fn unlock(self: Box<Self>) -> Box<dyn Any>;
+}
+
+impl<V: Stored> AnyLocked for Locked<'_, V> {
+    fn agrees(&self, reads: &Reads) -> bool {
+        Locked::agrees(self, reads)
+    }
+
+    fn weigh(&self, held: &Held) -> usize {
+        held.downcast_ref::<V>().map_or(0, V::weight)
+    }
+
+    fn write(&mut self, member: &str, new: Option<(&Held, u8, Until)>, ledger: &dyn Ledger) -> Result<(), Refused> {
+        let (mut new, until) = match new {
+            Some((held, codec, until)) => (New { value: held.downcast_ref::<V>().cloned(), codec }, until),
+            None => (New { value: None, codec: 0 }, Until::Removed),
+        };
+        Locked::write(self, member, &mut new, until, ledger)
+    }
+
+    fn unlock(self: Box<Self>) -> Box<dyn Any> {
+        Box::new(Locked::unlock(*self))
+    }
 }
 
 impl<V: Stored> AnyShelf for Shelf<V> {
@@ -331,8 +396,64 @@ impl<V: Stored> AnyShelf for Shelf<V> {
         }))
     }
 
+    fn unmark(&self, member: &str) -> Result<Option<Mark>, Refused> {
+        let Some(Taken { value, stamp, charge, .. }) = self.table.take(member)? else { return Ok(None) };
+        // It may be the last handle of the caller's value, whose `Drop` may panic.
+        drop(catch_unwind(AssertUnwindSafe(|| drop(value))));
+        Ok(Some(Mark { version: stamp.version(), dirty: stamp.dirty(), charge }))
+    }
+
     fn bury(&self, member: &str, version: u64) -> Result<(), Refused> {
         self.table.bury(member, version)
+    }
+
+    fn read_for_transaction(&self, collection: &str, member: &str) -> Result<(Option<(Value, u64)>, u64), Stop> {
+        let (seen, newest) = self.table.read_for_transaction(member)?;
+        let Some((value, version)) = seen else { return Ok((None, newest)) };
+        Ok((self.shown(collection, member, Some(value))?.map(|value| (value, version)), newest))
+    }
+
+    fn scan_for_transaction(
+        &self,
+        collection: &str,
+        scan: &mut Scan,
+        out: &mut Vec<(Member, Value)>,
+    ) -> Result<(), Stop> {
+        let mut cursor = Some(0);
+        while let Some(at) = cursor {
+            let mut found = Vec::new();
+            let (scanned, next) = self.table.scan_part(at, |member| found.push((member.member, member.value)))?;
+            scan.add(&scanned);
+            for (member, value) in found {
+                if let Some(value) = self.shown(collection, &member, Some(value))? {
+                    out.push((member, value));
+                }
+            }
+            cursor = next;
+        }
+        Ok(())
+    }
+
+    fn agrees(&self, reads: &Reads) -> Result<bool, Refused> {
+        self.table.agrees(reads)
+    }
+
+    fn lock(&self, members: &mut dyn Iterator<Item = &Member>, all: bool) -> Result<Box<dyn AnyLocked + '_>, Refused> {
+        Ok(Box::new(self.table.lock(members, all)?))
+    }
+
+    fn hold(&self, collection: &str, member: &str, value: &Value, codec_id: u8) -> Result<(Held, u8)> {
+        let decoded = self.form.decode(value);
+        let failed = |source| Error::codec("decode", key::join(collection, member), self.form.codec, source);
+        Ok((Box::new(decoded.map_err(failed)?), self.form.codec_id.unwrap_or(codec_id)))
+    }
+
+    fn show(&self, collection: &str, member: &str, held: &Held) -> Result<Value> {
+        let shown = match held.downcast_ref::<V>() {
+            Some(value) => self.form.to_value(value),
+            None => Err("it is of another type".into()),
+        };
+        shown.map_err(|source| Error::codec("encode", key::join(collection, member), self.form.codec, source))
     }
 
     fn describe(&self) -> String {

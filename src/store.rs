@@ -64,12 +64,6 @@ impl fmt::Debug for Store {
 
 /// The life of a store.
 impl Store {
-    /// A transaction, for tests of how transactions are stored.
-    #[cfg(test)]
-    pub(crate) fn write_together(&self, writes: &[(&str, Option<&[u8]>)]) -> Result<()> {
-        self.handle.core.write_together(writes)
-    }
-
     /// A store at `path`, which is resolved now, so that a later change of the working directory does not matter.
     /// Nothing is created: that is [`load`](Self::load)'s part.
     ///
@@ -176,6 +170,10 @@ impl Store {
     /// ```
     pub fn backup(&self, path: impl AsRef<Path>) -> Result<BackupReport> {
         self.handle.core.backup(path.as_ref())
+    }
+
+    pub(crate) fn handle(&self) -> &Arc<Handle> {
+        &self.handle
     }
 
     pub(crate) fn core(&self) -> &Core {

@@ -213,12 +213,13 @@ pub(super) fn act_on(store: &Store, number: usize, act: &Act) -> Result<()> {
 
 /// All of it or nothing.
 fn transact(store: &Store, parts: &[Effect<'_>]) -> Result<()> {
-    let writes = parts.iter().map(|part| match part {
-        Effect::Put(key, value) => (*key, Some(&value[..])),
-        Effect::Delete(key) => (*key, None),
-        Effect::Clear(_) => unreachable!("no transaction clears"),
-    });
-    store.write_together(&writes.collect::<Vec<_>>())
+    store.transaction(|tx| {
+        parts.iter().try_for_each(|part| match part {
+            Effect::Put(key, value) => tx.put(key, &value[..]),
+            Effect::Delete(key) => tx.delete(key),
+            Effect::Clear(_) => unreachable!("no transaction clears"),
+        })
+    })
 }
 
 /// Waits until something was done after `logged` and then nothing for a while, or until it is clear that there is

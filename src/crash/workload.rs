@@ -163,6 +163,9 @@ impl History {
                 }
                 numbers += u64::from(model.len() < before);
             }
+            if matches!(act, Act::Transaction(_)) {
+                numbers = numbers.min(used[number] + 1);
+            }
             used.push(numbers);
         }
         History { base, workload, writes, numbers: used }

@@ -6,11 +6,13 @@
 //! No code of the caller's runs while a lock is held: values that leave the map are moved out and dropped by whoever
 //! receives them, after the lock.
 
+mod locked;
 mod registry;
 mod table;
 
+pub(crate) use locked::{Locked, Reads, Scan};
 pub(crate) use registry::{Named, Registry};
-pub(crate) use table::{Act, Done, Found, New, Only, Seen, Table, Until};
+pub(crate) use table::{Act, Done, Found, New, Only, Seen, Table, Taken, Until};
 
 use crate::value::{Member, Value};
 

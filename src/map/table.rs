@@ -9,6 +9,7 @@
 //! lock is held over one shard only, except by [`Table::lock_all`], which locks every shard from the root down; a split locks
 //! parent before child too, so the two cannot block each other.
 
+use std::collections::BTreeSet;
 use std::hash::{BuildHasher, Hasher};
 use std::sync::{Arc, OnceLock};
 
@@ -41,15 +42,15 @@ pub(super) fn hash_name(hasher: &NameHasher, name: &str) -> u64 {
     state.finish()
 }
 
-fn shard_bits(hash: u64) -> u32 {
+pub(super) fn shard_bits(hash: u64) -> u32 {
     (hash >> 32) as u32
 }
 
-fn mask(depth: u32) -> u32 {
+pub(super) fn mask(depth: u32) -> u32 {
     (1 << depth) - 1
 }
 
-struct Slot<V> {
+pub(super) struct Slot<V> {
     member: Member,
     /// `None` is a tombstone: deleted, and not yet durably so.
     value: Option<V>,
@@ -67,7 +68,7 @@ impl<V: Stored> Slot<V> {
     }
 }
 
-struct Inner<V> {
+pub(super) struct Inner<V> {
     slots: HashTable<Slot<V>>,
     /// Members that are not tombstones.
     live: u32,
@@ -75,6 +76,8 @@ struct Inner<V> {
     bytes: u64,
     /// Sum of `at_risk`.
     at_risk: usize,
+    /// The highest version that was written here.
+    pub(super) newest: u64,
     /// Of the members that have one, if any ever had.
     deadlines: Option<Box<Deadlines>>,
 }
@@ -129,15 +132,15 @@ impl<V> Inner<V> {
 }
 
 #[repr(align(64))]
-struct Shard<V> {
+pub(super) struct Shard<V> {
     /// Written under the lock, read without it. An unborn shard has depth 0; so has the root until its first split.
-    depth: AtomicU32,
-    inner: RwLock<Inner<V>>,
+    pub(super) depth: AtomicU32,
+    pub(super) inner: RwLock<Inner<V>>,
 }
 
 impl<V> Shard<V> {
     fn new() -> Self {
-        let inner = Inner { slots: HashTable::new(), live: 0, bytes: 0, at_risk: 0, deadlines: None };
+        let inner = Inner { slots: HashTable::new(), live: 0, bytes: 0, at_risk: 0, newest: 0, deadlines: None };
         Shard { depth: AtomicU32::new(0), inner: RwLock::new(inner) }
     }
 }
@@ -254,49 +257,21 @@ pub(crate) struct Cleared<V> {
     _values: Vec<V>,
 }
 
-/// Every shard of a table, locked.
-struct AllShards<'a, V> {
-    guards: Vec<RwLockWriteGuard<'a, Inner<V>>>,
-    #[cfg(test)]
-    numbers: Vec<u32>,
-}
+/// Every shard of a table, or some, locked: with their numbers, in order.
+type Guards<'a, V> = Vec<(u32, RwLockWriteGuard<'a, Inner<V>>)>;
 
 /// What a scan calls with each member.
 type Pick<'a, V> = dyn FnMut(&Member, &V, Stamp, Option<u64>) + 'a;
 
-/// A table that a transaction writes to, with every shard locked.
-#[cfg(test)]
-pub(crate) struct Locked<'a, V> {
-    table: &'a Table<V>,
-    all: AllShards<'a, V>,
-}
-
-#[cfg(test)]
-impl<V: Stored> Locked<'_, V> {
-    /// Writes a member, or a tombstone: dirty, with nobody told. Returns what was at risk there before.
-    pub(crate) fn write(&mut self, member: &str, value: Option<V>, stamp: Stamp) -> usize {
-        let hash = self.table.hash(member);
-        let (number, _) = self.table.find_shard(shard_bits(hash));
-        let at = self.all.numbers.iter().position(|&found| found == number).expect("every shard is locked");
-        let Inner { slots, live, bytes, at_risk, .. } = &mut *self.all.guards[at];
-        let new = Slot { member: Member::from(member), value, stamp };
-        *at_risk += new.at_risk();
-        *live += u32::from(new.value.is_some());
-        *bytes += if new.value.is_some() { new.charge() as u64 } else { 0 };
-        match slots.entry(hash, |slot| slot.member == *member, |slot| hash_name(&self.table.hasher, &slot.member)) {
-            Entry::Occupied(mut occupied) => {
-                let old = std::mem::replace(occupied.get_mut(), new);
-                *at_risk -= old.at_risk();
-                *live -= u32::from(old.value.is_some());
-                *bytes -= if old.value.is_some() { old.charge() as u64 } else { 0 };
-                old.at_risk()
-            }
-            Entry::Vacant(vacant) => {
-                vacant.insert(new);
-                0
-            }
-        }
-    }
+/// One step of a scan.
+#[derive(Debug)]
+pub(crate) struct Scanned {
+    /// Where the part begins, as a cursor.
+    pub(super) from: u64,
+    /// The last write to it.
+    pub(super) newest: u64,
+    /// Members that have expired and are here still.
+    pub(super) expired: usize,
 }
 
 impl<V: Stored> Table<V> {
@@ -313,12 +288,12 @@ impl<V: Stored> Table<V> {
         }
     }
 
-    fn hash(&self, member: &str) -> u64 {
+    pub(super) fn hash(&self, member: &str) -> u64 {
         hash_name(&self.hasher, member)
     }
 
     #[inline]
-    fn shard(&self, number: u32) -> Option<&Shard<V>> {
+    pub(super) fn shard(&self, number: u32) -> Option<&Shard<V>> {
         let Some(level) = number.checked_ilog2() else {
             return Some(&self.root);
         };
@@ -328,7 +303,7 @@ impl<V: Stored> Table<V> {
 
     /// The deepest shard born for these bits, as far as can be seen without a lock.
     #[inline]
-    fn find_shard(&self, bits: u32) -> (u32, &Shard<V>) {
+    pub(super) fn find_shard(&self, bits: u32) -> (u32, &Shard<V>) {
         let mut number = bits & mask(self.depth.load(Ordering::Acquire));
         loop {
             match self.shard(number) {
@@ -340,7 +315,7 @@ impl<V: Stored> Table<V> {
 
     /// Whether the shard, whose lock is held, is the one for these bits.
     #[inline]
-    fn holds(shard: &Shard<V>, number: u32, bits: u32) -> bool {
+    pub(super) fn holds(shard: &Shard<V>, number: u32, bits: u32) -> bool {
         bits & mask(shard.depth.load(Ordering::Relaxed)) == number
     }
 
@@ -370,13 +345,37 @@ impl<V: Stored> Table<V> {
             }
             if Self::holds(shard, number, bits) {
                 let done = f(&mut inner);
-                let depth = shard.depth.load(Ordering::Relaxed);
-                if inner.slots.len() > split_above(depth) {
-                    self.split(number, depth, shard, &mut inner);
-                }
+                self.split_if_full(number, shard.depth.load(Ordering::Relaxed), shard, &mut inner);
                 return Ok(done);
             }
         }
+    }
+
+    #[inline]
+    pub(super) fn split_if_full(&self, number: u32, depth: u32, shard: &Shard<V>, inner: &mut Inner<V>) {
+        if inner.slots.len() > split_above(depth) {
+            self.split(number, depth, shard, inner);
+        }
+    }
+
+    /// Whether the members live elsewhere. To be asked under a shard's lock.
+    pub(super) fn has_moved(&self) -> bool {
+        self.moved.load(Ordering::Relaxed)
+    }
+
+    /// The deepest depth of any shard, at least.
+    pub(super) fn deepest(&self) -> u32 {
+        self.depth.load(Ordering::Acquire)
+    }
+
+    /// The version of a member that is there to be seen; 0 if none is.
+    pub(super) fn version_in(&self, inner: &Inner<V>, hash: u64, member: &str) -> u64 {
+        let slot = inner.slots.find(hash, |slot| slot.member == *member);
+        slot.filter(|slot| inner.shows(slot, &self.clock)).map_or(0, |slot| slot.stamp.version())
+    }
+
+    pub(super) fn expired_in(&self, inner: &Inner<V>) -> usize {
+        inner.expired(&self.clock)
     }
 
     /// Gives half of a shard, whose lock is held, to the child that is born of it.
@@ -385,6 +384,7 @@ impl<V: Stored> Table<V> {
         let shards = levels[depth as usize].get_or_init(|| (0..1 << depth).map(|_| Shard::new()).collect());
         let child = &shards[number as usize];
         let mut born = child.inner.write();
+        born.newest = inner.newest;
 
         let expected = inner.slots.len() / 2 + inner.slots.len() / 16;
         let mut kept = HashTable::with_capacity(expected);
@@ -459,10 +459,24 @@ impl<V: Stored> Table<V> {
         decide: impl FnOnce(Option<Seen<'_, V>>, &mut Option<V>) -> Act,
     ) -> Result<Done<V>, Refused> {
         let hash = self.hash(member);
+        self.write(hash, |inner| self.change_in(inner, hash, member, new, ledger, decide))?
+    }
+
+    /// The same in its shard, which is locked.
+    #[inline]
+    pub(super) fn change_in(
+        &self,
+        inner: &mut Inner<V>,
+        hash: u64,
+        member: &str,
+        new: &mut New<V>,
+        ledger: &(impl Ledger + ?Sized),
+        decide: impl FnOnce(Option<Seen<'_, V>>, &mut Option<V>) -> Act,
+    ) -> Result<Done<V>, Refused> {
         let persists = ledger.persists();
-        self.write(hash, |inner| {
+        {
             ledger.check_open()?;
-            let Inner { slots, live, bytes, at_risk, deadlines } = inner;
+            let Inner { slots, live, bytes, at_risk, newest, deadlines } = inner;
             let entry = slots.entry(hash, |slot| slot.member == *member, |slot| hash_name(&self.hasher, &slot.member));
             let mut occupied = match entry {
                 Entry::Occupied(occupied) => occupied,
@@ -474,6 +488,7 @@ impl<V: Stored> Table<V> {
                         *at_risk += weight;
                     }
                     let version = ledger.next_version();
+                    *newest = version;
                     let mut stamp = Stamp::new(version, new.codec, persists);
                     let member = Member::from(member);
                     if persists {
@@ -506,6 +521,7 @@ impl<V: Stored> Table<V> {
                 Act::Touch(until) if is_there => until,
                 Act::Delete if is_there => {
                     let done = self.remove(hash, occupied, live, bytes, at_risk, deadlines, ledger)?;
+                    *newest = done.version;
                     return Ok(done);
                 }
                 Act::Leave | Act::Touch(_) | Act::Delete => return Ok(Done::nothing()),
@@ -520,6 +536,7 @@ impl<V: Stored> Table<V> {
             }
             let old_stamp = slot.stamp;
             let version = ledger.next_version();
+            *newest = version;
             let codec = if is_put { new.codec } else { old_stamp.codec() };
             let deadline = match until {
                 Until::Removed => None,
@@ -548,7 +565,7 @@ impl<V: Stored> Table<V> {
             }
             // What has expired is gone, whether or not it was here still. It goes when the lock does.
             Ok(Done { old: old_value.filter(|_| !is_over), version })
-        })?
+        }
     }
 
     /// Puts a value in place, whatever is there, and returns what was.
@@ -596,11 +613,13 @@ impl<V: Stored> Table<V> {
         let hash = self.hash(member);
         self.write(hash, |inner| {
             ledger.check_open()?;
-            let Inner { slots, live, bytes, at_risk, deadlines } = inner;
+            let Inner { slots, live, bytes, at_risk, newest, deadlines } = inner;
             let has_it = |at: Option<u64>| at == Some(deadline) && deadline <= self.clock.reached();
             match slots.find_entry(hash, |slot| slot.member == *member) {
                 Ok(occupied) if occupied.get().stamp.expires() && has_it(Deadlines::get(deadlines, member)) => {
-                    Ok(self.remove(hash, occupied, live, bytes, at_risk, deadlines, ledger)?.old)
+                    let done = self.remove(hash, occupied, live, bytes, at_risk, deadlines, ledger)?;
+                    *newest = done.version;
+                    Ok(done.old)
                 }
                 _ => Ok(None),
             }
@@ -722,7 +741,7 @@ impl<V: Stored> Table<V> {
             return Err(Refused::Moved);
         }
         let mut removed = Vec::new();
-        for inner in &mut all.guards {
+        for (_, inner) in &mut all {
             let Inner { slots, live, bytes, deadlines, .. } = &mut **inner;
             for slot in slots.extract_if(|slot| slot.stamp.version() < version) {
                 if slot.stamp.expires() {
@@ -750,14 +769,14 @@ impl<V: Stored> Table<V> {
         }
         ledger.check_open()?;
         let mut cleared = Cleared { members: 0, _tables: Vec::new(), _values: Vec::new() };
-        if all.guards.iter().all(|inner| inner.live == 0) {
+        if all.iter().all(|(_, inner)| inner.live == 0) {
             return Ok(cleared);
         }
         let version = ledger.next_version();
         ledger.cleared(version);
         let cut = ledger.cut();
         if cut > 0 {
-            for inner in &all.guards {
+            for (_, inner) in &all {
                 for slot in inner.slots.iter().filter(|slot| slot.stamp.version() <= cut) {
                     let deadline = inner.deadline(slot);
                     self.keep(self.hash(&slot.member), &slot.member, &slot.value, slot.stamp, deadline, version);
@@ -765,7 +784,7 @@ impl<V: Stored> Table<V> {
             }
         }
         let mut freed = 0;
-        for inner in &mut all.guards {
+        for (_, inner) in &mut all {
             cleared.members += inner.live as usize - inner.expired(&self.clock);
             for (member, deadline) in inner.deadlines.take().into_iter().flat_map(|some| some.of) {
                 ledger.schedule(&member, Some(deadline), None);
@@ -787,7 +806,7 @@ impl<V: Stored> Table<V> {
                 }
                 freed -= inner.at_risk;
             }
-            (inner.live, inner.bytes) = (0, 0);
+            (inner.live, inner.bytes, inner.newest) = (0, 0, version);
         }
         ledger.charge(-(freed as isize))?;
         Ok(cleared)
@@ -871,6 +890,36 @@ impl<V: Stored> Table<V> {
         self.scan_then(cursor, true, &mut pick, |_| {})
     }
 
+    /// A member for a transaction: its value and version, if it is there, and the last write to its part of the table.
+    pub(crate) fn read_for_transaction(&self, member: &str) -> Result<(Option<(V, u64)>, u64), Refused> {
+        let hash = self.hash(member);
+        self.read(hash, |inner| {
+            let slot = inner.slots.find(hash, |slot| slot.member == *member);
+            let slot = slot.filter(|slot| inner.shows(slot, &self.clock));
+            let seen = slot.and_then(|slot| Some((slot.value.clone()?, slot.stamp.version())));
+            (seen, inner.newest)
+        })
+    }
+
+    /// A part of the members for a transaction.
+    pub(crate) fn scan_part(
+        &self,
+        cursor: u64,
+        mut pick: impl FnMut(Found<V>),
+    ) -> Result<(Scanned, Option<u64>), Refused> {
+        let mut scanned = Scanned { from: cursor, newest: 0, expired: 0 };
+        let next = self.scan_with(cursor, |inner, _| {
+            (scanned.newest, scanned.expired) = (inner.newest, inner.expired(&self.clock));
+            for slot in inner.slots.iter().filter(|slot| inner.shows(slot, &self.clock)) {
+                if let Some(value) = slot.value.clone() {
+                    let (member, deadline) = (slot.member.clone(), inner.deadline(slot));
+                    pick(Found { member, value, stamp: slot.stamp, deadline });
+                }
+            }
+        })?;
+        Ok((scanned, next))
+    }
+
     /// Calls `done` with where to go on, at the latest 2^32, while the shard is still locked.
     fn scan_then(
         &self,
@@ -879,6 +928,18 @@ impl<V: Stored> Table<V> {
         pick: &mut Pick<'_, V>,
         done: impl Fn(u64),
     ) -> Result<Option<u64>, Refused> {
+        self.scan_with(cursor, |inner, next| {
+            for slot in &inner.slots {
+                if let Some(value) = slot.value.as_ref().filter(|_| all || inner.shows(slot, &self.clock)) {
+                    pick(&slot.member, value, slot.stamp, inner.deadline(slot));
+                }
+            }
+            done(next);
+        })
+    }
+
+    /// Calls `look` with the shard where `cursor` points and with where to go on, at the latest 2^32, under its lock.
+    fn scan_with(&self, cursor: u64, look: impl FnOnce(&Inner<V>, u64)) -> Result<Option<u64>, Refused> {
         let bits = (cursor as u32).reverse_bits();
         loop {
             let (number, shard) = self.find_shard(bits);
@@ -889,13 +950,8 @@ impl<V: Stored> Table<V> {
             if !Self::holds(shard, number, bits) {
                 continue;
             }
-            for slot in &inner.slots {
-                if let Some(value) = slot.value.as_ref().filter(|_| all || inner.shows(slot, &self.clock)) {
-                    pick(&slot.member, value, slot.stamp, inner.deadline(slot));
-                }
-            }
             let next = cursor + (1 << (32 - shard.depth.load(Ordering::Relaxed)));
-            done(next);
+            look(&inner, next);
             return Ok((next < 1 << 32).then_some(next));
         }
     }
@@ -923,38 +979,25 @@ impl<V: Stored> Table<V> {
 
     /// Calls `found` with the members that have a deadline.
     pub(crate) fn each_deadline(&self, mut found: impl FnMut(&Member, u64)) {
-        for inner in &self.lock_all().guards {
+        for (_, inner) in &self.lock_all() {
             inner.deadlines.iter().flat_map(|some| &some.of).for_each(|(member, deadline)| found(member, *deadline));
         }
     }
 
-    /// Locks every shard, parents before their children. A shard cannot split while it is locked, so all children of
-    /// a locked shard are known.
-    fn lock_all(&self) -> AllShards<'_, V> {
+    /// Locks every shard, in the order of their numbers: parents before their children. A shard cannot split while it is
+    /// locked, so all children of a locked shard are known.
+    pub(super) fn lock_all(&self) -> Guards<'_, V> {
         let mut guards = Vec::new();
-        #[cfg(test)]
-        let mut numbers = Vec::new();
-        let mut waiting = vec![0u32];
-        while let Some(number) = waiting.pop() {
-            // A number is only pushed for a child of a locked parent, whose depth says that the child was born.
+        let mut waiting = BTreeSet::from([0u32]);
+        while let Some(number) = waiting.pop_first() {
+            // A number is only added for a child of a locked parent, whose depth says that the child was born.
             let Some(shard) = self.shard(number) else { continue };
             let inner = shard.inner.write();
             let first = number.checked_ilog2().map_or(0, |top| top + 1);
             waiting.extend((first..shard.depth.load(Ordering::Relaxed)).map(|bit| number | 1 << bit));
-            guards.push(inner);
-            #[cfg(test)]
-            numbers.push(number);
+            guards.push((number, inner));
         }
-        AllShards {
-            guards,
-            #[cfg(test)]
-            numbers,
-        }
-    }
-
-    #[cfg(test)]
-    pub(crate) fn lock(&self) -> Locked<'_, V> {
-        Locked { table: self, all: self.lock_all() }
+        guards
     }
 
     /// Passes through every shard's lock: whatever was set before is seen by every write that comes after.
@@ -978,7 +1021,7 @@ impl<V: Stored> Table<V> {
         }
         let mut newer = Vec::new();
         let mut live = 0;
-        for (inner, slot) in all.guards.iter().flat_map(|inner| inner.slots.iter().map(move |slot| (inner, slot))) {
+        for (inner, slot) in all.iter().flat_map(|(_, inner)| inner.slots.iter().map(move |slot| (inner, slot))) {
             let Some(value) = &slot.value else { continue };
             live += 1;
             match made.get(&slot.member) {
@@ -997,7 +1040,7 @@ impl<V: Stored> Table<V> {
         }
         let mut charge = 0isize;
         let mut emptied = Vec::new();
-        for inner in &mut all.guards {
+        for (_, inner) in &mut all {
             charge -= inner.at_risk as isize;
             (inner.live, inner.bytes, inner.at_risk) = (0, 0, 0);
             let deadlines = inner.deadlines.take();
@@ -1037,7 +1080,7 @@ impl<V: Stored> Table<V> {
     /// How many shards there are.
     #[cfg(test)]
     pub(crate) fn shards(&self) -> usize {
-        self.lock_all().guards.len()
+        self.lock_all().len()
     }
 }
 
@@ -1158,7 +1201,7 @@ mod tests {
     #[test]
     fn what_is_at_risk_is_what_is_dirty() {
         let (table, ledger) = filled(1000);
-        let sum = |table: &Table<Value>| table.lock_all().guards.iter().map(|inner| inner.at_risk).sum::<usize>();
+        let sum = |table: &Table<Value>| table.lock_all().iter().map(|(_, inner)| inner.at_risk).sum::<usize>();
         let all: usize = (0..1000u32).map(|number| number.to_string().len() + 8).sum();
         assert_eq!(sum(&table), all);
         let taken = table.take("7").unwrap().unwrap();
