@@ -452,3 +452,164 @@ fn a_copy_shows_one_moment() {
         assert!(count("a/1") == 1 && count("b/1") == 1, "each once: {lines}");
     });
 }
+
+/// Reads a number, 0 if there is none.
+fn number(tx: &mut larder::Transaction<'_>, key: &str) -> Result<u8> {
+    Ok(tx.get(key)?.map_or(0, |value| value[0]))
+}
+
+/// Fails when what was read is not looked at again under the locks, or only members that are there.
+#[test]
+fn of_two_transactions_that_read_what_the_other_writes_one_is_tried_again() {
+    for all in [false, true] {
+        check(move || {
+            let store = Store::in_memory();
+            store.put("c/a", [1]).unwrap();
+            store.put("c/b", [1]).unwrap();
+            let leave = move |store: &Store, who: &str| {
+                store.transaction(|tx| {
+                    let there = if all {
+                        tx.get_all("c")?.len()
+                    } else {
+                        usize::from(tx.contains("c/a")?) + usize::from(tx.contains("c/b")?)
+                    };
+                    if there > 1 { tx.delete(who) } else { Ok(()) }
+                })
+            };
+            let other = store.clone();
+            let leaver = thread::spawn(move || leave(&other, "c/a").unwrap());
+            leave(&store, "c/b").unwrap();
+            leaver.join().unwrap();
+            assert_eq!(store.len("c").unwrap(), 1);
+        });
+    }
+}
+
+/// Fails when a transaction that only reads is not held to one moment, or an absent member is not.
+#[test]
+fn a_transaction_that_only_reads_sees_one_moment() {
+    check(|| {
+        let store = Store::in_memory();
+        store.put("c/a", [1]).unwrap();
+        store.put("d/b", [1]).unwrap();
+        let other = store.clone();
+        let writer = thread::spawn(move || {
+            other
+                .transaction(|tx| {
+                    tx.delete("c/a")?;
+                    tx.delete("d/b")
+                })
+                .unwrap();
+            other
+                .transaction(|tx| {
+                    tx.put("c/a", [2])?;
+                    tx.put("d/b", [2])
+                })
+                .unwrap();
+        });
+        for _ in 0..2 {
+            let (a, b) = store.transaction(|tx| Ok((number(tx, "c/a")?, number(tx, "d/b")?))).unwrap();
+            assert_eq!(a, b);
+        }
+        writer.join().unwrap();
+    });
+}
+
+/// Fails when a member that comes in between is not seen, also in a shard that is born in between.
+#[test]
+fn what_a_transaction_counts_is_counted_once() {
+    check(|| {
+        let store = Store::in_memory();
+        // One more makes it split.
+        for number in 0..64 {
+            store.put(format!("c/{number}"), [0]).unwrap();
+        }
+        let add = |store: &Store, name: &str| {
+            store.transaction(|tx| {
+                let next = tx.get_all("c")?.len() as u8;
+                tx.put(format!("c/{name}"), [next])
+            })
+        };
+        let other = store.clone();
+        let adder = thread::spawn(move || add(&other, "x").unwrap());
+        add(&store, "y").unwrap();
+        adder.join().unwrap();
+        let mut numbers = [store.get("c/x").unwrap().unwrap()[0], store.get("c/y").unwrap().unwrap()[0]];
+        numbers.sort_unstable();
+        assert_eq!(numbers, [64, 65]);
+    });
+}
+
+/// Fails when a transaction's values reach the backend in parts, or after what is newer.
+#[test]
+fn a_transaction_is_stored_whole_beside_single_writes() {
+    check(|| {
+        let disk = Shared::default();
+        let store = open(&disk);
+        let other = store.clone();
+        let writer = thread::spawn(move || {
+            for round in 1..3u8 {
+                other
+                    .transaction(|tx| {
+                        let there = number(tx, "c/a")?;
+                        tx.put("c/a", [there + 1])?;
+                        tx.put("d/b", [round])
+                    })
+                    .unwrap();
+            }
+        });
+        store.put("c/a", [100]).unwrap();
+        store.flush().unwrap();
+        store.delete("d/b").unwrap();
+        writer.join().unwrap();
+        store.flush().unwrap();
+        agree(&store, &disk, "c");
+        agree(&store, &disk, "d");
+        assert_eq!((store.stats().dirty, store.stats().unsaved_bytes), (0, 0));
+        store.close().unwrap();
+    });
+}
+
+/// Fails when a version that has been replaced is compared with, or the closure's result is written over another's.
+#[test]
+fn no_update_is_lost() {
+    check(|| {
+        let store = Store::in_memory();
+        let counters = store.collection::<u32>("c").unwrap();
+        let count = |counters: &larder::Collection<u32>| {
+            counters.update("k", |old| Some(old.map_or(1, |old| old + 1))).unwrap();
+            counters.increment("k", 10).unwrap();
+        };
+        let other = counters.clone();
+        let counter = thread::spawn(move || count(&other));
+        count(&counters);
+        counter.join().unwrap();
+        assert_eq!(*counters.get("k").unwrap(), 22);
+    });
+}
+
+/// Fails when what expires is removed by its name alone.
+#[test]
+fn a_put_that_races_a_deadline_stays() {
+    check(|| {
+        let clock = larder::ManualClock::new(std::time::UNIX_EPOCH + Duration::from_secs(1));
+        let disk = Shared::default();
+        let store = Store::options("model")
+            .clock(&clock)
+            .durability(Durability::Buffered)
+            .backend(disk.clone())
+            .open()
+            .unwrap();
+        store.put_with_ttl("c/k", [1], Duration::from_millis(5)).unwrap();
+        let other = store.clone();
+        let putter = thread::spawn(move || other.put("c/k", [2]).unwrap());
+        clock.advance(Duration::from_millis(5));
+        let seen = store.get("c/k").unwrap();
+        assert!(seen.is_none_or(|seen| seen == [2]), "it has expired");
+        putter.join().unwrap();
+        assert_eq!(store.get("c/k").unwrap().unwrap(), [2]);
+        store.flush().unwrap();
+        agree(&store, &disk, "c");
+        store.close().unwrap();
+    });
+}

@@ -155,7 +155,9 @@ fn money_is_neither_made_nor_lost() {
             let all = store.transaction(|tx| tx.collection(&accounts)?.get_all()).unwrap();
             assert_eq!(all.iter().map(|(_, balance)| **balance).sum::<i64>(), 100 * ACCOUNTS as i64);
             let sum = |tx: &mut Transaction<'_>| {
-                (0..ACCOUNTS).map(|account| Ok(number(tx.get(format!("account/{account}"))?))).sum::<larder::Result<u64>>()
+                (0..ACCOUNTS)
+                    .map(|account| Ok(number(tx.get(format!("account/{account}"))?)))
+                    .sum::<larder::Result<u64>>()
             };
             assert_eq!(store.transaction(sum).unwrap(), 100 * ACCOUNTS as u64);
         }
@@ -213,7 +215,8 @@ fn what_comes_in_between_is_seen_by_whoever_has_read_all() {
             });
         }
     });
-    let numbers: BTreeSet<u64> = store.get_all("log").unwrap().into_iter().map(|(_, value)| number(Some(value))).collect();
+    let numbers: BTreeSet<u64> =
+        store.get_all("log").unwrap().into_iter().map(|(_, value)| number(Some(value))).collect();
     assert_eq!(numbers, (0..600).collect());
 }
 
@@ -251,8 +254,11 @@ fn a_recorded_history_has_an_order() {
                                         recorded.reads.insert(key.clone(), number(tx.get(&key)?));
                                     }
                                     2 if recorded.writes.is_empty() => {
-                                        let all: BTreeMap<String, u64> = tx.get_all("c")?.into_iter()
-                                            .map(|(member, value)| (format!("c/{member}"), number(Some(value)))).collect();
+                                        let all: BTreeMap<String, u64> = tx
+                                            .get_all("c")?
+                                            .into_iter()
+                                            .map(|(member, value)| (format!("c/{member}"), number(Some(value))))
+                                            .collect();
                                         for key in (0..KEYS).map(|key| format!("c/{key}")) {
                                             let found = all.get(&key).copied().unwrap_or(0);
                                             let before = recorded.reads.insert(key, found);
@@ -347,8 +353,12 @@ fn what_it_sees_is_of_one_moment_even_if_it_fails_in_the_end() {
     let done = std::sync::atomic::AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            for round in 1..=20_000u64 {
+            for round in 1..=40_000u64 {
                 let write = |tx: &mut Transaction<'_>| {
+                    if round % 2 == 0 {
+                        tx.delete("c/a")?;
+                        return tx.delete("c/b");
+                    }
                     tx.put("c/a", round.to_string())?;
                     tx.put("c/b", round.to_string())
                 };
@@ -432,7 +442,10 @@ fn it_is_durable_when_it_returns_in_immediate_mode() {
             lab::as_a_packed_store_after_a_crash(&path, &image);
         }
         let copied = Store::open(&image).unwrap();
-        assert_eq!((copied.get("raw/a").unwrap().unwrap(), copied.get("typed/b").unwrap().unwrap()), ("19".into(), "[19,19,19]".into()));
+        assert_eq!(
+            (copied.get("raw/a").unwrap().unwrap(), copied.get("typed/b").unwrap().unwrap()),
+            ("19".into(), "[19,19,19]".into())
+        );
         store.close().unwrap();
         assert!(matches!(store.transaction(|tx| tx.put("raw/a", "x")), Err(Error::Closed { .. })));
         assert!(matches!(store.transaction(|_| Ok(())), Err(Error::Closed { .. })));
@@ -459,9 +472,8 @@ fn a_collection_that_becomes_typed_meanwhile_is_read_again() {
 #[test]
 fn large_ones_split_what_they_fill() {
     let store = Store::in_memory();
-    let write = |tx: &mut Transaction<'_>| {
-        (0..50_000).try_for_each(|number| tx.put(format!("c/{number}"), number.to_string()))
-    };
+    let write =
+        |tx: &mut Transaction<'_>| (0..50_000).try_for_each(|number| tx.put(format!("c/{number}"), number.to_string()));
     store.transaction(write).unwrap();
     assert_eq!(store.len("c").unwrap(), 50_000);
     let clear = |tx: &mut Transaction<'_>| {
