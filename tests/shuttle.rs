@@ -602,7 +602,7 @@ fn a_put_that_races_a_deadline_stays() {
             .unwrap();
         store.put_with_ttl("c/k", [1], Duration::from_millis(5)).unwrap();
         let other = store.clone();
-        let putter = thread::spawn(move || other.put("c/k", [2]).unwrap());
+        let putter = thread::spawn(move || other.put_with_ttl("c/k", [2], Duration::from_secs(9)).unwrap());
         clock.advance(Duration::from_millis(5));
         let seen = store.get("c/k").unwrap();
         assert!(seen.is_none_or(|seen| seen == [2]), "it has expired");
