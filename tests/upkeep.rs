@@ -484,6 +484,75 @@ fn what_is_missing_from_a_packed_store_that_was_closed_is_told() {
 }
 
 #[test]
+fn what_is_missing_from_a_store_of_files_that_was_closed_is_told() {
+    let (dir, path) = temporary();
+    let (store, mut members) = filled(&path, Layout::Files);
+    let copy = dir.path().join("copy");
+    store.backup(&copy).unwrap();
+    store.close().unwrap();
+    for store in [&path, &copy] {
+        let note = fs::read_to_string(store.join(".larder/members")).unwrap();
+        assert!(note.starts_with("larder members 52 counter=5"), "{note}");
+        fs::remove_file(store.join("song/3")).unwrap();
+        fs::remove_dir_all(store.join("years")).unwrap();
+    }
+    members.retain(|key, _| key != "song/3" && !key.starts_with("years/"));
+    assert_mends(&path, Severity::Loss, &path, &members);
+    let told = &larder::check(&copy).unwrap().problems;
+    assert!(told.len() == 1 && told[0].explanation.contains("closed with 52 members, and 2 of them"), "{told:?}");
+    // A load tells it too, and with a view nothing is forgotten.
+    let view = Store::open_read_only(&copy).unwrap();
+    let store = Store::open(&copy).unwrap();
+    for report in [view.load_report(), store.load_report()] {
+        assert!(report.quarantined.len() == 1 && report.quarantined[0].path == copy, "{report:?}");
+    }
+    store.close().unwrap();
+    assert!(larder::check(&copy).unwrap().problems.is_empty(), "it was told");
+}
+
+#[test]
+fn no_member_is_missed_that_was_deleted_or_put_aside_however_the_process_ends() {
+    let (dir, path) = temporary();
+    let (store, _) = filled(&path, Layout::Files);
+    store.close().unwrap();
+    // What an end leaves behind beside the note of the close before it.
+    let crashed = dir.path().join("crashed");
+    let sound_after_a_crash = |what: &str| {
+        _ = fs::remove_dir_all(&crashed);
+        as_after_a_crash(&path, &crashed);
+        let problems = larder::check(&crashed).unwrap().problems;
+        assert!(!problems.iter().any(|problem| problem.explanation.contains("missing")), "{what}: {problems:?}");
+        assert!(!Store::open(&crashed).unwrap().load_report().quarantined.iter().any(|told| told.path == crashed));
+    };
+    let store = Store::open(&path).unwrap();
+    sound_after_a_crash("a load");
+    store.delete_all("song").unwrap();
+    lab::until_at_rest(&store);
+    sound_after_a_crash("a clear");
+    store.close().unwrap();
+    assert!(larder::check(&path).unwrap().problems.is_empty());
+    // One that is put aside is told once, by the load that did it.
+    fs::write(path.join("artist/empty"), "edited by hand").unwrap();
+    let store = Store::open(&path).unwrap();
+    assert_eq!(store.load_report().quarantined.len(), 1);
+    sound_after_a_crash("a load that put a file aside");
+    store.close().unwrap();
+    // A note that is damaged, or of another close, is none.
+    let note = path.join(".larder/members");
+    let whole = fs::read_to_string(&note).unwrap();
+    fs::remove_dir_all(path.join("years")).unwrap();
+    assert!(!larder::check(&path).unwrap().is_sound());
+    for other in [whole.replacen('2', "3", 1), String::new(), whole.repeat(20)] {
+        fs::write(&note, other).unwrap();
+        let problems = larder::check(&path).unwrap().problems;
+        assert!(problems.iter().all(|problem| problem.severity == Severity::Note), "{problems:?}");
+    }
+    fs::write(&note, &whole).unwrap();
+    fs::remove_file(path.join(".larder/counter")).unwrap();
+    assert!(larder::check(&path).unwrap().is_sound());
+}
+
+#[test]
 fn a_move_into_files_touches_nothing_of_somebody_else_s() {
     let (_dir, path) = temporary();
     let (store, members) = filled(&path, Layout::Packed);

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::meta::{self, JOURNAL_DIR, Kept, Lock, META_DIR, QUARANTINE_DIR, TMP_DIR};
+use super::meta::{self, Count, JOURNAL_DIR, Kept, Lock, META_DIR, QUARANTINE_DIR, TMP_DIR};
 use super::{header, load, name};
 use crate::backend::{Change, Layout, Loader, Quarantined};
 use crate::error::{Error, Result};
@@ -197,6 +197,21 @@ impl Place {
                 Err(Error::io("unlink", self.meta.join(meta::SEGMENTS_FILE), error))
             }
             // A load that failed may have removed it without making that durable.
+            _ => self.sync_dir(&self.meta),
+        }
+    }
+
+    /// Notes how many members' files a store is closed with.
+    pub(in crate::backend) fn write_count(&self, count: Count) -> Result<()> {
+        meta::write_count(&*self.fs, &self.meta, &self.tmp()?, count)
+    }
+
+    /// Some of them are about to go, without a change of the store.
+    pub(in crate::backend) fn forget_count(&self) -> Result<()> {
+        match self.fs.unlink(&self.meta, meta::MEMBERS_FILE) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(Error::io("unlink", self.meta.join(meta::MEMBERS_FILE), error))
+            }
             _ => self.sync_dir(&self.meta),
         }
     }
