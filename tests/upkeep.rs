@@ -308,6 +308,20 @@ fn a_view_tells_of_damage_and_leaves_it_where_it_is() {
 
 // ---- checking and mending ----
 
+/// Whatever there is, as it is.
+fn copy_tree(from: &Path, to: &Path) {
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let to = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            fs::create_dir(&to).unwrap();
+            copy_tree(&entry.path(), &to);
+        } else {
+            fs::copy(entry.path(), to).unwrap();
+        }
+    }
+}
+
 /// Checks, finds this of that severity and nothing worse, mends, and finds nothing but notes.
 #[track_caller]
 fn assert_mends(path: &Path, severity: Severity, at: &Path, expected: &Members) {
@@ -481,6 +495,57 @@ fn what_is_missing_from_a_packed_store_that_was_closed_is_told() {
     three_segments(&path);
     fs::remove_dir_all(path.join(".larder/journal")).unwrap();
     assert!(!larder::check(&path).unwrap().is_sound());
+}
+
+#[test]
+fn what_stands_in_the_place_of_a_file_of_larder_s_own_is_told_and_put_aside_and_costs_no_member() {
+    let own = ["lock", "format", "counter", "members", "segments", "tmp", "quarantine", "journal"];
+    let within = ["journal/0000000077-00000001", "tmp/counter.new", "tmp/0"];
+    for layout in LAYOUTS {
+        // In files: what a packed store keeps in its journal is lost if that is.
+        let names = own.iter().filter(|name| layout == Layout::Files || **name != "journal").chain(&within);
+        for name in names {
+            let (_dir, path) = temporary();
+            let (store, members) = filled(&path, layout);
+            // Of one segment at least: what the format was can be told.
+            store.compact().unwrap();
+            store.close().unwrap();
+            let at = path.join(".larder").join(name);
+            if at.is_dir() {
+                fs::remove_dir(&at).unwrap();
+                fs::write(&at, "mine").unwrap();
+            } else {
+                _ = fs::remove_file(&at);
+                fs::create_dir(&at).unwrap();
+                fs::write(at.join("mine"), "mine").unwrap();
+            }
+            let severity = if *name == "journal" { Severity::Loss } else { Severity::Mendable };
+            let copy = path.with_file_name("copy");
+            fs::create_dir(&copy).unwrap();
+            copy_tree(&path, &copy);
+            let repaired = larder::repair(&copy).unwrap();
+            let [aside] = &repaired.quarantined[..] else { panic!("{name}: {:?}", repaired.quarantined) };
+            assert!(aside.path == copy.join(".larder").join(name), "{aside:?}");
+            let kept = if aside.moved_to.is_dir() { aside.moved_to.join("mine") } else { aside.moved_to.clone() };
+            assert_eq!(fs::read(kept).unwrap(), b"mine", "{name}");
+            let note = format!("{}.reason", aside.moved_to.display());
+            assert!(fs::read_to_string(note).unwrap().contains("should be one"), "{name}");
+            assert_mends(&path, severity, &at, &members);
+        }
+    }
+    // A link is not followed.
+    #[cfg(unix)]
+    for name in ["lock", "format", "counter"] {
+        let (dir, path) = temporary();
+        let (store, members) = filled(&path, Layout::Files);
+        store.close().unwrap();
+        let (at, elsewhere) = (path.join(".larder").join(name), dir.path().join("elsewhere"));
+        fs::rename(&at, &elsewhere).unwrap();
+        std::os::unix::fs::symlink(&elsewhere, &at).unwrap();
+        let before = fs::read(&elsewhere).unwrap();
+        assert_mends(&path, Severity::Mendable, &at, &members);
+        assert_eq!(fs::read(&elsewhere).unwrap(), before);
+    }
 }
 
 #[test]

@@ -126,8 +126,19 @@ pub fn check(path: impl AsRef<Path>) -> Result<CheckReport> {
         say(Severity::Mendable, root.join(META_DIR), explanation);
         return Ok(report);
     };
-    let _lock = meta::Lock::hold(&*fs, &path, &meta)?;
-    let kept = match meta::read_format(&*fs, &path, &meta) {
+    let misplaced = misplaced(&*fs, &meta)?;
+    let is_other = |name: &str| misplaced.iter().any(|thing| thing.is(name));
+    // Nobody can have a lock that is no file.
+    let _lock = if is_other(meta::LOCK) { None } else { meta::Lock::hold(&*fs, &path, &meta)? };
+    for thing in &misplaced {
+        let (severity, and) = match thing.is(meta::JOURNAL_DIR) {
+            true => (Severity::Loss, "what was in the journal is not there"),
+            false => (Severity::Mendable, "`repair` puts it aside"),
+        };
+        say(severity, thing.path(&meta), format!("{}: {and}", thing.reason()));
+    }
+    let read = if is_other(FORMAT_FILE) { Ok(None) } else { meta::read_format(&*fs, &path, &meta) };
+    let kept = match read {
         Ok(Some(kept)) => kept,
         Err(error @ Error::NewerFormat { .. }) => return Err(error),
         found => {
@@ -135,6 +146,7 @@ pub fn check(path: impl AsRef<Path>) -> Result<CheckReport> {
             let what = match found {
                 Err(Error::Corrupt { reason, .. }) => reason,
                 Err(error) => return Err(error),
+                Ok(_) if is_other(FORMAT_FILE) => "nothing can be read there".to_owned(),
                 Ok(_) => "it is missing".to_owned(),
             };
             let explanation = format!("{what}; what is there is a store that keeps its members {}", kept.layout());
@@ -142,7 +154,9 @@ pub fn check(path: impl AsRef<Path>) -> Result<CheckReport> {
             kept
         }
     };
-    if let meta::Mark::Damaged(reason) = meta::read_mark(&*fs, &meta)? {
+    if !is_other(meta::COUNTER_FILE)
+        && let meta::Mark::Damaged(reason) = meta::read_mark(&*fs, &meta)?
+    {
         let explanation = format!("{reason}; the counter goes on far above every number that is in use");
         say(Severity::Mendable, meta.join(meta::COUNTER_FILE), explanation);
     }
@@ -176,11 +190,7 @@ fn leftovers(
     say: &mut impl FnMut(Severity, PathBuf, String),
 ) -> Result<()> {
     let list = |dir: &Dir| fs.list(dir).map_err(|error| Error::io("list", dir.path(), error));
-    let open = |name: &str| match fs.open_dir(meta, name) {
-        Ok(dir) => Ok(Some(dir)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(Error::io("open directory", meta.join(name), error)),
-    };
+    let open = |name: &str| open_own(fs, meta, name);
     if let Some(tmp) = open(TMP_DIR)? {
         let count = list(&tmp)?.len();
         if count > 0 {
@@ -223,13 +233,81 @@ fn leftovers(
     Ok(())
 }
 
+/// One of larder's own directories in `.larder`; `None` if there is none, or something else stands there.
+fn open_own(fs: &dyn Fs, meta: &Dir, name: &str) -> Result<Option<Dir>> {
+    match fs.open_dir(meta, name) {
+        Ok(dir) => Ok(Some(dir)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(_) if meta::is_other(fs, meta, name, Kind::Dir)? => Ok(None),
+        Err(error) => Err(Error::io("open directory", meta.join(name), error)),
+    }
+}
+
+/// Something that stands under a name of larder's own, and is of another kind: nothing can be read or written there.
+struct Misplaced {
+    /// A directory in `.larder`, or `.larder` itself.
+    within: Option<&'static str>,
+    name: String,
+    should_be: Kind,
+}
+
+impl Misplaced {
+    fn path(&self, meta: &Dir) -> PathBuf {
+        self.within.map_or_else(|| meta.path().to_owned(), |within| meta.join(within)).join(&self.name)
+    }
+
+    /// Whether it stands in the place of this one, in `.larder`.
+    fn is(&self, name: &str) -> bool {
+        self.within.is_none() && self.name == name
+    }
+
+    fn reason(&self) -> &'static str {
+        if self.should_be == Kind::Dir {
+            "it is no directory, and should be one"
+        } else {
+            "it is no file, and should be one"
+        }
+    }
+
+    fn put_aside(&self, fs: &dyn Fs, meta: &Dir) -> Result<Quarantined> {
+        let Some(within) = self.within else {
+            return Place::put_own_aside(fs, meta, (meta, META_DIR), &self.name, self.reason());
+        };
+        let dir = fs.open_dir(meta, within).map_err(|error| Error::io("open directory", meta.join(within), error))?;
+        Place::put_own_aside(fs, meta, (&dir, within), &self.name, self.reason())
+    }
+}
+
+fn misplaced(fs: &dyn Fs, meta: &Dir) -> Result<Vec<Misplaced>> {
+    const OWN: [(&str, Kind); 8] = [
+        (meta::LOCK, Kind::File),
+        (FORMAT_FILE, Kind::File),
+        (meta::COUNTER_FILE, Kind::File),
+        (meta::MEMBERS_FILE, Kind::File),
+        (meta::SEGMENTS_FILE, Kind::File),
+        (meta::JOURNAL_DIR, Kind::Dir),
+        (TMP_DIR, Kind::Dir),
+        (QUARANTINE_DIR, Kind::Dir),
+    ];
+    let mut found = Vec::new();
+    for (name, should_be) in OWN {
+        if meta::is_other(fs, meta, name, should_be)? {
+            found.push(Misplaced { within: None, name: name.to_owned(), should_be });
+        }
+    }
+    for within in [meta::JOURNAL_DIR, TMP_DIR] {
+        let Some(dir) = open_own(fs, meta, within)? else { continue };
+        let listed = fs.list(&dir).map_err(|error| Error::io("list", dir.path(), error))?;
+        let is_ours = |name: &str| within == TMP_DIR || journal::number_of(name).is_some();
+        let others = listed.into_iter().filter(|entry| entry.kind != Kind::File && is_ours(&entry.name));
+        found.extend(others.map(|entry| Misplaced { within: Some(within), name: entry.name, should_be: Kind::File }));
+    }
+    Ok(found)
+}
+
 /// The segments that have the name of another, and the numbers that they say they have. Their checksums cover these.
 fn misnamed(fs: &dyn Fs, meta: &Dir) -> Result<Vec<(String, u64)>> {
-    let journal = match fs.open_dir(meta, meta::JOURNAL_DIR) {
-        Ok(journal) => journal,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(Error::io("open directory", meta.join(meta::JOURNAL_DIR), error)),
-    };
+    let Some(journal) = open_own(fs, meta, meta::JOURNAL_DIR)? else { return Ok(Vec::new()) };
     let mut misnamed = Vec::new();
     for number in journal::list(fs, &journal)? {
         let start = journal::read(fs, &journal, number, 0, journal::segment::HEADER as u64)?;
@@ -279,8 +357,9 @@ fn give_names_back(fs: &dyn Fs, meta: &Dir) -> Result<Vec<Quarantined>> {
 /// Mends the closed store at `path`: keeps everything that can be kept, and moves what cannot into quarantine. After it
 /// [`check`] finds the store sound, and it opens.
 ///
-/// What a load does by itself it does too; beyond that it makes a missing or damaged file of the format again, gives segments
-/// that have another's name their own, goes on without a segment that cannot be read, and writes what is damaged in a packed store anew.
+/// What a load does by itself it does too; beyond that it makes a missing or damaged file of the format again, puts aside what
+/// is a directory and should be a file of larder's own, or the other way round, gives segments that have another's name their
+/// own, goes on without a segment that cannot be read, and writes what is damaged in a packed store anew.
 ///
 /// # Errors
 ///
@@ -298,8 +377,16 @@ pub fn repair(path: impl AsRef<Path>) -> Result<RepairReport> {
         }
         None => return Err(nothing(&path)),
     };
+    let (lock, others): (Vec<_>, Vec<_>) = misplaced(&*fs, &meta)?.into_iter().partition(|thing| thing.is(meta::LOCK));
+    // Nobody can have a lock that is no file.
+    for thing in &lock {
+        quarantined.push(thing.put_aside(&*fs, &meta)?);
+    }
     {
         let _lock = meta::Lock::take(&*fs, &path, &meta)?;
+        for thing in &others {
+            quarantined.push(thing.put_aside(&*fs, &meta)?);
+        }
         match meta::read_format(&*fs, &path, &meta) {
             Ok(Some(_)) => {}
             Err(error @ (Error::NewerFormat { .. } | Error::Io { .. })) => return Err(error),
@@ -323,7 +410,13 @@ pub fn repair(path: impl AsRef<Path>) -> Result<RepairReport> {
             Err(Error::Io { path: bad, source, .. })
                 if files::load::is_bad_medium(&source) && bad.parent().is_some_and(|dir| dir.ends_with("journal")) =>
             {
-                quarantined.push(Place::put_segment_aside(&*fs, &meta, &bad, &source.to_string())?);
+                let segment = bad.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+                let journal = fs.open_dir(&meta, meta::JOURNAL_DIR);
+                let journal =
+                    journal.map_err(|error| Error::io("open directory", meta.join(meta::JOURNAL_DIR), error))?;
+                let reason = format!("it cannot be read: {source}");
+                let aside = Place::put_own_aside(&*fs, &meta, (&journal, meta::JOURNAL_DIR), segment, &reason);
+                quarantined.push(aside?);
             }
             done => break done?,
         }
@@ -384,11 +477,7 @@ fn has_members(fs: &dyn Fs, root: &Dir) -> Result<bool> {
 
 /// How a store keeps its members that does not say so.
 fn guess(fs: &dyn Fs, root: &Dir, meta: &Dir) -> Result<Kept> {
-    let journal = match fs.open_dir(meta, meta::JOURNAL_DIR) {
-        Ok(journal) => journal,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Kept::Files),
-        Err(error) => return Err(Error::io("open directory", meta.join(meta::JOURNAL_DIR), error)),
-    };
+    let Some(journal) = open_own(fs, meta, meta::JOURNAL_DIR)? else { return Ok(Kept::Files) };
     let numbers = journal::list(fs, &journal)?;
     for number in &numbers {
         let start = journal::read(fs, &journal, *number, 0, journal::segment::HEADER as u64)?;

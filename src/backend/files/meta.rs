@@ -81,6 +81,12 @@ fn holder(file: &mut dyn LockFile) -> String {
     }
 }
 
+/// Whether something else than what it must be stands under a name.
+pub(in crate::backend) fn is_other(fs: &dyn Fs, dir: &Dir, name: &str, kind: Kind) -> Result<bool> {
+    let found = fs.kind(dir, name).map_err(|error| Error::io("look at", dir.join(name), error))?;
+    Ok(found.is_some_and(|found| found != kind))
+}
+
 /// Reads a small file of the store's own. `None` when there is none.
 fn read_small(fs: &dyn Fs, dir: &Dir, name: &str) -> Result<Option<Vec<u8>>> {
     read_own(fs, dir, name, 256)

@@ -169,11 +169,11 @@ impl Opened {
     fn load(place: Arc<Place>, max_journal: u64, loader: &Loader<'_>) -> Result<Opened> {
         // Beside a writer, what is in the journal now is in the files a moment later, and not the other way round.
         let early = if place.is_only_looked_at() { Some(Early::read(&place)?) } else { None };
-        let closed = meta::read_count(&*place.fs, &place.meta)?;
+        let closed = place.read_count()?;
         let load::Found { mut damaged, highest, files } = load::load(&*place.fs, &place.root, loader)?;
         // Beside a writer: before the mark is looked at, for a close writes that before it removes the last segment.
         let is_at_rest = journal::list(&*place.fs, &place.journal)?.is_empty();
-        let (mark, mut counter) = match meta::read_mark(&*place.fs, &place.meta)? {
+        let (mark, mut counter) = match place.read_mark()? {
             Mark::At(mark) => (Some(mark), mark),
             Mark::Missing => (None, 0),
             Mark::Damaged(reason) => {
