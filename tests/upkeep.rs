@@ -463,6 +463,119 @@ fn segments_that_were_swapped_or_renamed_get_their_names_back_and_lose_nothing()
     }
 }
 
+/// The name of a member's file, by its key.
+fn file_of(path: &Path, key: &str) -> PathBuf {
+    let files = lab::member_files(path).into_iter();
+    let quoted = format!(" key={} ", serde_json::to_string(key).unwrap());
+    let is_its = |file: &PathBuf| {
+        let bytes = fs::read(file).unwrap();
+        bytes.windows(quoted.len()).any(|window| window == quoted.as_bytes())
+    };
+    files.into_iter().find(is_its).unwrap_or_else(|| panic!("no file of {key}"))
+}
+
+#[test]
+fn members_files_that_were_swapped_or_renamed_get_their_names_back_and_lose_nothing() {
+    let (a, b, c) = ("song/3", "artist/bj\u{f6}rk/\u{1}", "years/discovery");
+    for renames in [
+        // Swapped; in a ring, beyond collections; to a name that is free, so that the collection is left empty.
+        &[(a, "song/4"), ("song/4", a)][..],
+        &[(a, b), (b, c), (c, a)],
+        &[(c, "song/free")],
+        &[(c, "elsewhere/free")],
+    ] {
+        let (_dir, path) = temporary();
+        let (store, members) = filled(&path, Layout::Files);
+        store.close().unwrap();
+        let moves: Vec<(PathBuf, PathBuf)> = renames
+            .iter()
+            .map(|(key, to)| {
+                let to = if members.contains_key(*to) { file_of(&path, to) } else { path.join(to) };
+                (file_of(&path, key), to)
+            })
+            .collect();
+        let taken: Vec<Vec<u8>> = moves.iter().map(|(from, _)| fs::read(from).unwrap()).collect();
+        moves.iter().for_each(|(from, _)| fs::remove_file(from).unwrap());
+        for ((_, to), bytes) in moves.iter().zip(taken) {
+            fs::create_dir_all(to.parent().unwrap()).unwrap();
+            fs::write(to, bytes).unwrap();
+        }
+        let copy = path.with_file_name("copy");
+        fs::create_dir(&copy).unwrap();
+        copy_tree(&path, &copy);
+        let report = larder::check(&copy).unwrap();
+        let told: BTreeSet<_> =
+            report.problems.iter().map(|problem| (problem.severity, problem.path.clone())).collect();
+        let in_copy = |at: &Path| copy.join(at.strip_prefix(&path).unwrap());
+        assert_eq!(told, moves.iter().map(|(_, to)| (Severity::Mendable, in_copy(to))).collect());
+
+        let worst = &larder::check(&path).unwrap().problems[0].path.clone();
+        assert_mends(&path, Severity::Mendable, worst, &members);
+        let repaired = larder::repair(&copy).unwrap();
+        let restored: BTreeSet<_> = repaired.restored.into_iter().map(|one| (one.path, one.moved_to)).collect();
+        assert_eq!(restored, moves.iter().map(|(from, to)| (in_copy(to), in_copy(from))).collect());
+        assert_eq!(repaired.quarantined, []);
+        lab::assert_tidy(&copy);
+        assert_eq!(lab::member_files(&copy).len(), members.len());
+        assert!(!copy.join("elsewhere").exists());
+    }
+}
+
+#[test]
+fn a_member_s_file_under_another_name_gives_way_to_what_is_newer_and_not_to_what_is_older_or_damaged() {
+    let (_dir, path) = temporary();
+    let (store, mut members) = filled(&path, Layout::Files);
+    store.close().unwrap();
+    let files: Vec<PathBuf> = ["song/1", "song/2", "song/3"].into_iter().map(|key| file_of(&path, key)).collect();
+    let old: Vec<Vec<u8>> = files.iter().map(|file| fs::read(file).unwrap()).collect();
+    let store = Store::open(&path).unwrap();
+    for key in ["song/1", "song/2", "song/3"] {
+        store.put(key, format!("new {key}")).unwrap();
+        members.insert(key.to_owned(), format!("new {key}").into_bytes());
+    }
+    store.close().unwrap();
+    let new: Vec<Vec<u8>> = files.iter().map(|file| fs::read(file).unwrap()).collect();
+    // Of 1 an old copy lies about. 2 has its old file back, and 3 a damaged one: the new ones lie about, and of 3 an old one.
+    fs::write(path.join("song/lies"), &old[0]).unwrap();
+    fs::write(&files[1], &old[1]).unwrap();
+    fs::write(path.join("song/about"), &new[1]).unwrap();
+    fs::write(&files[2], "damaged").unwrap();
+    fs::write(path.join("artist/new"), &new[2]).unwrap();
+    fs::write(path.join("artist/old"), &old[2]).unwrap();
+
+    let report = larder::check(&path).unwrap();
+    let of = |severity| -> BTreeSet<PathBuf> {
+        let problems = report.problems.iter().filter(|problem| problem.severity == severity);
+        problems.map(|problem| problem.path.clone()).collect()
+    };
+    assert_eq!(of(Severity::Mendable), [path.join("song/about"), path.join("artist/new")].into());
+    assert_eq!(of(Severity::Loss), [path.join("song/lies"), path.join("artist/old"), files[2].clone()].into());
+
+    let repaired = larder::repair(&path).unwrap();
+    assert_eq!(repaired.members, members.len());
+    let restored: BTreeSet<_> = repaired.restored.into_iter().map(|one| (one.path, one.moved_to)).collect();
+    let expected = [(path.join("song/about"), files[1].clone()), (path.join("artist/new"), files[2].clone())];
+    assert_eq!(restored, expected.into());
+    let aside: Vec<Vec<u8>> = repaired.quarantined.iter().map(|aside| fs::read(&aside.moved_to).unwrap()).collect();
+    let kept: BTreeSet<&[u8]> = aside.iter().map(|bytes| &bytes[..]).collect();
+    assert_eq!(kept, [&old[0][..], &old[1], &old[2], b"damaged"].into());
+    assert!(larder::check(&path).unwrap().is_sound());
+    let store = Store::open(&path).unwrap();
+    assert_eq!((contents(&store), store.load_report().quarantined), (members, Vec::new()));
+
+    // What the journal has of the member counts beside the file, whichever name that has: here, that it was deleted.
+    let fifth = fs::read(path.join("song/5")).unwrap();
+    store.delete("song/5").unwrap();
+    store.flush().unwrap();
+    let crashed = path.with_file_name("crashed");
+    as_after_a_crash(&path, &crashed);
+    store.close().unwrap();
+    _ = fs::remove_file(crashed.join("song/5"));
+    fs::write(crashed.join("song/7"), fifth).unwrap();
+    assert_eq!(larder::repair(&crashed).unwrap().restored.len(), 1);
+    assert!(!Store::open(&crashed).unwrap().contains("song/5").unwrap());
+}
+
 #[test]
 fn what_is_missing_from_a_packed_store_that_was_closed_is_told() {
     for take in 0..3 {

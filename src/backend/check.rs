@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::files::meta::{self, FORMAT_FILE, Kept, META_DIR, QUARANTINE_DIR, TMP_DIR};
 use super::files::place::Place;
+use super::files::strays;
 use super::{Backend, Files, Layout, Look, Packed, Quarantined, files};
 use crate::core::Engine;
 use crate::error::{Error, Result};
@@ -82,6 +83,18 @@ pub struct RepairReport {
     pub collections: usize,
     /// What could not be kept, and where it is now.
     pub quarantined: Vec<Quarantined>,
+    /// Members' files, and segments, that had the names of others.
+    pub restored: Vec<Restored>,
+}
+
+/// A file that [`repair`] has given its own name again.
+#[non_exhaustive]
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Restored {
+    /// Where it stood.
+    pub path: PathBuf,
+    /// Where it is now.
+    pub moved_to: PathBuf,
 }
 
 /// Reads every file and every frame of the closed store at `path`, and says in words what is wrong. It changes nothing, and holds the store's lock meanwhile if it may.
@@ -172,9 +185,19 @@ pub fn check(path: impl AsRef<Path>) -> Result<CheckReport> {
     let mut look = Look::on(fs.clone(), &path)?.assume(kept);
     let (engine, _) = Engine::read(&mut look)?;
     let (members, collections, _) = engine.tally();
+    let strays = if kept == Kept::Files { strays::find(&*fs, &root)? } else { Vec::new() };
+    let newest = strays::newest(&*fs, &root, &strays)?;
     for Quarantined { path, reason, .. } in engine.report().quarantined {
-        let severity = if path.ends_with(meta::COUNTER_FILE) { continue } else { Severity::Loss };
-        say(severity, path, reason);
+        if path.ends_with(meta::COUNTER_FILE) {
+            continue;
+        }
+        match newest.iter().find(|stray| stray.path(&root) == path) {
+            Some(stray) => {
+                let explanation = format!("it is the file of {:?}: `repair` gives it its name back", stray.key);
+                say(Severity::Mendable, path, explanation);
+            }
+            None => say(Severity::Loss, path, reason),
+        }
     }
     leftovers(&*fs, &root, &meta, kept, &mut say)?;
     report.problems.sort_by(|a, b| b.severity.cmp(&a.severity).then_with(|| a.path.cmp(&b.path)));
@@ -321,10 +344,10 @@ fn misnamed(fs: &dyn Fs, meta: &Dir) -> Result<Vec<(String, u64)>> {
 }
 
 /// Gives segments their names back. One whose name is taken stays in quarantine.
-fn give_names_back(fs: &dyn Fs, meta: &Dir) -> Result<Vec<Quarantined>> {
+fn give_names_back(fs: &dyn Fs, meta: &Dir) -> Result<(Vec<Restored>, Vec<Quarantined>)> {
     let misnamed = misnamed(fs, meta)?;
     if misnamed.is_empty() {
-        return Ok(Vec::new());
+        return Ok((Vec::new(), Vec::new()));
     }
     let open = |name| fs.open_dir(meta, name).map_err(|error| Error::io("open directory", meta.join(name), error));
     let (journal, quarantine) = (open(meta::JOURNAL_DIR)?, open(QUARANTINE_DIR)?);
@@ -339,10 +362,11 @@ fn give_names_back(fs: &dyn Fs, meta: &Dir) -> Result<Vec<Quarantined>> {
         rename(&journal, &name, &quarantine, &aside)?;
         moved.push((name, aside, journal::file_name(number)));
     }
-    let mut left = Vec::new();
+    let (mut restored, mut left) = (Vec::new(), Vec::new());
     for (name, aside, own) in moved {
         if fs.kind(&journal, &own).map_err(|error| Error::io("look at", journal.join(&own), error))?.is_none() {
             rename(&quarantine, &aside, &journal, &own)?;
+            restored.push(Restored { path: journal.join(&name), moved_to: journal.join(&own) });
         } else {
             let reason = format!("it holds segment {own}, and there is another of that name");
             left.push(Quarantined { path: journal.join(&name), reason, moved_to: quarantine.join(&aside) });
@@ -351,15 +375,15 @@ fn give_names_back(fs: &dyn Fs, meta: &Dir) -> Result<Vec<Quarantined>> {
     for dir in [&journal, &quarantine] {
         fs.sync_dir(dir).map_err(|error| Error::io("sync directory", dir.path(), error))?;
     }
-    Ok(left)
+    Ok((restored, left))
 }
 
 /// Mends the closed store at `path`: keeps everything that can be kept, and moves what cannot into quarantine. After it
 /// [`check`] finds the store sound, and it opens.
 ///
 /// What a load does by itself it does too; beyond that it makes a missing or damaged file of the format again, puts aside what
-/// is a directory and should be a file of larder's own, or the other way round, gives segments that have another's name their
-/// own, goes on without a segment that cannot be read, and writes what is damaged in a packed store anew.
+/// is a directory and should be a file of larder's own, or the other way round, gives segments and members' files that have
+/// another's name their own, where nothing newer of the member is there, goes on without a segment that cannot be read, and writes what is damaged in a packed store anew.
 ///
 /// # Errors
 ///
@@ -368,7 +392,7 @@ pub fn repair(path: impl AsRef<Path>) -> Result<RepairReport> {
     let fs: Arc<dyn Fs> = Arc::new(Native);
     let path = meta::absolute(path.as_ref())?;
     let root = open_root(&*fs, &path)?;
-    let mut quarantined = Vec::new();
+    let (mut quarantined, mut restored) = (Vec::new(), Vec::new());
     let meta = match meta_dir(&*fs, &root)? {
         Some(meta) => meta,
         None if has_members(&*fs, &root)? => {
@@ -394,7 +418,14 @@ pub fn repair(path: impl AsRef<Path>) -> Result<RepairReport> {
                 quarantined.extend(Place::mend_format(&*fs, &root, &meta, guess(&*fs, &root, &meta)?, found.err())?)
             }
         }
-        quarantined.extend(give_names_back(&*fs, &meta)?);
+        let (segments, left) = give_names_back(&*fs, &meta)?;
+        restored.extend(segments);
+        quarantined.extend(left);
+        if meta::read_format(&*fs, &path, &meta)? == Some(Kept::Files) {
+            let (files, left) = strays::bring_back(&*fs, &root, &meta)?;
+            restored.extend(files);
+            quarantined.extend(left);
+        }
     }
     let kept = meta::read_format(&*fs, &path, &meta)?.ok_or_else(|| nothing(&path))?;
     let engine = loop {
@@ -423,7 +454,7 @@ pub fn repair(path: impl AsRef<Path>) -> Result<RepairReport> {
     };
     let (members, collections, _) = engine.tally();
     quarantined.extend(engine.report().quarantined);
-    Ok(RepairReport { members, collections, quarantined })
+    Ok(RepairReport { members, collections, quarantined, restored })
 }
 
 /// Loads, writes anew what has to be, and closes.

@@ -39,7 +39,7 @@ pub(in crate::backend) struct Found {
 }
 
 /// The directories of collections.
-fn collections(fs: &dyn Fs, root: &Dir) -> Result<Vec<String>> {
+pub(super) fn collections(fs: &dyn Fs, root: &Dir) -> Result<Vec<String>> {
     let listed = fs.list(root).map_err(|error| Error::io("list", root.path(), error))?;
     let is_collection = |entry: &crate::fs::Entry| entry.kind == Kind::Dir && name::could_be_ours(&entry.name);
     Ok(listed.into_iter().filter(is_collection).map(|entry| entry.name).collect())

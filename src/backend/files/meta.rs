@@ -278,6 +278,16 @@ pub(in crate::backend) fn write_count(fs: &dyn Fs, meta: &Dir, tmp: &Dir, count:
     fs.rename(tmp, &temporary, meta, MEMBERS_FILE).map_err(|error| Error::io("replace", meta.join(MEMBERS_FILE), error))
 }
 
+/// Removes it, durably.
+pub(in crate::backend) fn forget_count(fs: &dyn Fs, meta: &Dir) -> Result<()> {
+    match fs.unlink(meta, MEMBERS_FILE) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(Error::io("unlink", meta.join(MEMBERS_FILE), error))
+        }
+        _ => fs.sync_dir(meta).map_err(|error| Error::io("sync directory", meta.path(), error)),
+    }
+}
+
 /// Refuses a path that is no store and cannot become one. Creates nothing.
 pub(in crate::backend) fn check_path(fs: &dyn Fs, path: &Path) -> Result<()> {
     let not_a_store = |reason| Err(Error::NotAStore { path: path.to_owned(), reason });

@@ -14,6 +14,7 @@ pub(super) mod load;
 pub(super) mod meta;
 pub(super) mod name;
 pub(super) mod place;
+pub(super) mod strays;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};

@@ -233,12 +233,7 @@ impl Place {
 
     /// Some of them are about to go, without a change of the store.
     pub(in crate::backend) fn forget_count(&self) -> Result<()> {
-        match self.fs.unlink(&self.meta, meta::MEMBERS_FILE) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(Error::io("unlink", self.meta.join(meta::MEMBERS_FILE), error))
-            }
-            _ => self.sync_dir(&self.meta),
-        }
+        meta::forget_count(&*self.fs, &self.meta)
     }
 
     /// Moves a segment of which nothing can be read, and nothing is known to have been durable, out of the way: a crash may
