@@ -4,15 +4,17 @@
 //! member has one, and `base64` stands in place of `value` where that is not UTF-8 (RFC 4648, with padding).
 
 use std::borrow::Cow;
+use std::fmt;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use serde_json::{Map, Value as Json};
+use serde::de::{DeserializeSeed, Error as _, IgnoredAny, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 
 use crate::codec::RAW;
-use crate::error::{Cause, Error, Result};
+use crate::error::{Cause, Error, Result, Shown};
 use crate::key;
 use crate::store::Store;
 use crate::value::Value;
@@ -73,7 +75,8 @@ impl Store {
     }
 
     /// Puts every member that the lines speak of, as [`export`](Self::export) writes them, and returns how many there
-    /// were. Lines that are empty are skipped. What is there and is not spoken of stays.
+    /// were. Lines that are empty are skipped. What is there and is not spoken of stays. It takes RAM for one line at a time,
+    /// a few times its length.
     ///
     /// # Errors
     ///
@@ -94,9 +97,9 @@ impl Store {
             if text.is_empty() {
                 continue;
             }
-            let put = parse(text).and_then(|(key, codec, value)| {
-                self.put_encoded(&key, &codec, value).map(drop).map_err(|error| Arc::new(error) as Cause)
-            });
+            let begins = line.len() - line.trim_ascii_start().len();
+            let put = parse(text, begins)
+                .and_then(|(key, codec, value)| self.put_encoded(&key, &codec, value).map(drop).map_err(refused));
             put.map_err(failed)?;
             count += 1;
         }
@@ -111,26 +114,10 @@ fn line(writer: &mut impl Write, fields: [(&str, &str); 3]) -> std::io::Result<(
     writer.write_all(b"}\n")
 }
 
-/// The key, the codec and the value of a line.
-fn parse(line: &[u8]) -> Result<(String, String, Value), Cause> {
-    let fields: Map<String, Json> = serde_json::from_slice(line).map_err(|error| Arc::new(error) as Cause)?;
-    let (mut key, mut codec, mut value) = (None, None, None);
-    for (name, field) in fields {
-        match (&*name, field) {
-            ("key", Json::String(text)) => key = Some(text),
-            ("codec", Json::String(text)) => codec = Some(text),
-            ("value", Json::String(text)) if value.is_none() => value = Some(Value::from(text.into_bytes())),
-            ("base64", Json::String(text)) if value.is_none() => {
-                let bytes = BASE64_STANDARD.decode(text).map_err(|error| Arc::new(error) as Cause)?;
-                value = Some(Value::from(bytes));
-            }
-            ("value" | "base64", Json::String(_)) => return says("it has a value and base64"),
-            ("key" | "codec" | "value" | "base64", _) => return says(format!("{name:?} is not a string")),
-            ("deadline", Json::Null) => {}
-            ("deadline", _) => return says("it has a deadline, which this version does not keep"),
-            _ => return says(format!("{name:?} is not a field of a member")),
-        }
-    }
+/// The key, the codec and the value of a line, which begins so many bytes into what was read.
+fn parse(line: &[u8], begins: usize) -> Result<(String, String, Value), Cause> {
+    let Line { key, codec, value } =
+        serde_json::from_slice(line).or_else(|error| says(without_its_line(&error, begins)))?;
     match (key, value) {
         (Some(key), Some(value)) => Ok((key, codec.unwrap_or_else(|| RAW.to_owned()), value)),
         (None, _) => says("it has no key"),
@@ -138,6 +125,109 @@ fn parse(line: &[u8]) -> Result<(String, String, Value), Cause> {
     }
 }
 
+/// What a line says. Nothing of it is kept that is not said by a member: a line takes no more memory than a few times its
+/// length, whatever is in it.
+#[derive(Default)]
+struct Line {
+    key: Option<String>,
+    codec: Option<String>,
+    value: Option<Value>,
+}
+
+impl<'de> Deserialize<'de> for Line {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Line, D::Error> {
+        deserializer.deserialize_map(Fields)
+    }
+}
+
+struct Fields;
+
+impl<'de> Visitor<'de> for Fields {
+    type Value = Line;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a member")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<Line, A::Error> {
+        let mut line = Line::default();
+        while let Some(name) = fields.next_key::<String>()? {
+            match &*name {
+                "key" => line.key = Some(fields.next_value_seed(Text("key"))?),
+                "codec" => line.codec = Some(fields.next_value_seed(Text("codec"))?),
+                "value" | "base64" if line.value.is_some() => {
+                    return Err(A::Error::custom("it has a value and base64, or one of them twice"));
+                }
+                "value" => line.value = Some(Value::from(fields.next_value_seed(Text("value"))?.into_bytes())),
+                "base64" => {
+                    let text = fields.next_value_seed(Text("base64"))?;
+                    line.value = Some(Value::from(BASE64_STANDARD.decode(text).map_err(A::Error::custom)?));
+                }
+                "deadline" => {
+                    if fields.next_value::<Option<IgnoredAny>>()?.is_some() {
+                        return Err(A::Error::custom("it has a deadline, which this version does not keep"));
+                    }
+                }
+                _ => return Err(A::Error::custom(format_args!("{} is not a field of a member", Shown(&name)))),
+            }
+        }
+        Ok(line)
+    }
+}
+
+/// The string of the field of that name. Anything else is refused before it is read.
+struct Text(&'static str);
+
+impl<'de> DeserializeSeed<'de> for Text {
+    type Value = String;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<String, D::Error> {
+        deserializer.deserialize_string(self)
+    }
+}
+
+impl Visitor<'_> for Text {
+    type Value = String;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} to be a string", self.0)
+    }
+
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<String, E> {
+        Ok(text.to_owned())
+    }
+
+    fn visit_string<E: serde::de::Error>(self, text: String) -> Result<String, E> {
+        Ok(text)
+    }
+}
+
+/// What JSON's reader says, without the line: it was given one line, or one value, and knows of no other.
+fn without_its_line(error: &serde_json::Error, begins: usize) -> String {
+    let (said, line, column) = (error.to_string(), error.line(), error.column());
+    match said.strip_suffix(&format!(" at line {line} column {column}")) {
+        Some(said) if line == 1 => format!("{said}, in column {}", begins + column),
+        Some(said) => format!("{said}, {} line feeds into the value", line - 1),
+        None => said,
+    }
+}
+
+/// What keeps a value from being put. JSON that does not decode has lines of its own.
+fn refused(error: Error) -> Cause {
+    match error {
+        Error::Codec { key, codec, action, members, source } => {
+            let told = source.downcast_ref().map(|error| without_its_line(error, 0));
+            let source = told.map_or(source, text);
+            Arc::new(Error::Codec { key, codec, action, members, source })
+        }
+        error => Arc::new(error),
+    }
+}
+
+fn text(what: impl Into<String>) -> Cause {
+    Arc::from(Box::<dyn std::error::Error + Send + Sync>::from(what.into()))
+}
+
 fn says<T>(what: impl Into<String>) -> Result<T, Cause> {
-    Err(Arc::from(Box::<dyn std::error::Error + Send + Sync>::from(what.into())))
+    Err(text(what))
 }

@@ -824,7 +824,10 @@ fn a_line_that_is_wrong_is_named_and_what_came_before_it_is_put() {
         ("{}", "no key"),
         (r#"{"key":"a/x"}"#, "neither value nor base64"),
         (r#"{"key":"a/x","value":"1","base64":"MQ=="}"#, "value and base64"),
-        (r#"{"key":"a/x","value":1}"#, "not a string"),
+        (r#"{"key":"a/x","value":1}"#, "expected \"value\" to be a string, in column 22"),
+        (r#"{"key":["a/x"],"value":"1"}"#, "expected \"key\" to be a string"),
+        (r#" {"key":"a/x","value":"1"} {"#, "trailing characters, in column 28"),
+        (r#"{"key":"a/x","value":"1","value":"2"}"#, "one of them twice"),
         (r#"{"key":"a/x","base64":"*"}"#, "Invalid"),
         (r#"{"key":"x","value":"1"}"#, "invalid key"),
         (r#"{"key":"../x","value":"1"}"#, "invalid key"),
@@ -833,6 +836,7 @@ fn a_line_that_is_wrong_is_named_and_what_came_before_it_is_put() {
         (r#"{"key":"a/x","value":"1","deadline":5}"#, "deadline"),
         ("{\"key\":\"a/\u{fffd}\",\"value\":\"\u{0}", "control character"),
         (r#"{"key":"years/x","value":"no years","codec":"json"}"#, "decode"),
+        (r#"{"key":"years/x","value":"[1,\n\nno]","codec":"json"}"#, "2 line feeds into the value"),
         (r#"{"key":"years/x","value":"[]","codec":"other"}"#, "another codec"),
     ] {
         let store = Store::in_memory();
@@ -842,6 +846,9 @@ fn a_line_that_is_wrong_is_named_and_what_came_before_it_is_put() {
         let failed = store.import(lines.as_bytes()).unwrap_err();
         assert!(matches!(failed, Error::Import { line: 3, .. }), "{wrong}: {failed}");
         assert!(failed.to_string().contains("line 3") && failed.to_string().contains(rule), "{wrong}: {failed}");
+        assert_eq!(failed.to_string().matches("line ").count() - usize::from(rule.contains("line ")), 1, "{failed}");
+        let mut causes = std::iter::successors(std::error::Error::source(&failed), |cause| cause.source());
+        assert!(causes.all(|cause| !cause.to_string().contains(" at line")), "{failed:?}");
         assert_eq!(contents(&store).into_keys().collect::<Vec<_>>(), ["a/first"], "{wrong}");
     }
     // Bytes that are no text, and a reader that fails.
@@ -857,4 +864,58 @@ fn a_line_that_is_wrong_is_named_and_what_came_before_it_is_put() {
     assert!(matches!(store.export(&mut &mut [0u8; 0][..]), Ok(0)));
     store.put("a/b", "c").unwrap();
     assert!(matches!(store.export(&mut &mut [0u8; 3][..]), Err(Error::Export { .. })));
+}
+
+#[cfg(target_os = "linux")]
+const LINE: &str = "LARDER_UPKEEP_LINE";
+
+/// The most memory that this process has had, in bytes.
+#[cfg(target_os = "linux")]
+fn peak() -> usize {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().strip_suffix(" kB").unwrap().parse::<usize>().unwrap() << 10
+}
+
+/// Imports one line, and says how much of the peak it takes, in hundredths of its length.
+#[cfg(target_os = "linux")]
+#[test]
+fn child_imports_a_line() {
+    let Ok(part) = std::env::var(LINE) else { return };
+    const LENGTH: usize = 16 << 20;
+    let [start, again, end] = part.split('~').collect::<Vec<_>>()[..] else { panic!("{part}") };
+    let mut line = String::with_capacity(LENGTH + start.len() + end.len());
+    line.push_str(start);
+    (0..LENGTH / again.len()).for_each(|_| line.push_str(again));
+    line.push_str(end);
+    let store = Store::in_memory();
+    let before = peak();
+    _ = store.import(line.as_bytes());
+    lab::say(&((peak() - before) * 100 / line.len()).to_string());
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_line_takes_no_more_memory_than_a_few_times_its_length_whatever_is_in_it() {
+    for line in [
+        // What is there again and again stands between tildes.
+        r#"{"key":"a/b","value":[~{"":0},~0]}"#,
+        r#"{"key":"a/b","colours":[~[],~0]}"#,
+        r#"{"deadline":[~{"":0},~0]}"#,
+        r#"{~"deadline":null,~"key":"a/b"}"#,
+        r#"{"key":"a/~aaaa~","value":""}"#,
+        r#"{"key":"a/b","~aaaa~":""}"#,
+        r#"{"key":"a/b","value":"~a~"}"#,
+        r#"{"key":"a/b","value":"~\u0041~"}"#,
+        r#"{"key":"a/b","base64":"~AAAA~"}"#,
+        "no JSON at all~ at all~",
+    ] {
+        let mut command = lab::once_more("child_imports_a_line");
+        command.env(LINE, line);
+        let mut child = lab::Process::start(command);
+        let hundredths: usize = child.heard().unwrap().parse().unwrap();
+        assert!(child.wait().success());
+        // It is read into a buffer that doubles.
+        assert!(hundredths < 600, "{line}: {hundredths} hundredths of its length");
+    }
 }
