@@ -196,6 +196,10 @@ fn a_view_shows_what_was_durable_beside_the_writer_and_refreshes() {
         assert_eq!(shown(&view), members);
         assert_eq!(view.load_report().quarantined, []);
         assert_eq!(*view.typed::<Vec<u32>>("years").unwrap()[0].1, [2001, 3]);
+        assert_eq!((view.len("song").unwrap(), view.len("none").unwrap()), (49, 0));
+        assert!(view.is_empty("none").unwrap() && !view.is_empty("artist").unwrap());
+        assert!(matches!(view.len("a/b"), Err(Error::InvalidKey { .. })));
+        assert!(matches!(view.is_empty(""), Err(Error::InvalidKey { .. })));
         let taken = view.taken_at();
         store.put("song/7", "new").unwrap();
         store.delete("song/8").unwrap();
@@ -205,6 +209,7 @@ fn a_view_shows_what_was_durable_beside_the_writer_and_refreshes() {
         members = contents(&store);
         view.refresh().unwrap();
         assert_eq!(shown(&view), members);
+        assert!(view.len("song").unwrap() == 49 && view.is_empty("artist").unwrap());
         assert!(view.taken_at() >= taken && view.age() <= taken.elapsed().unwrap_or_default());
         store.close().unwrap();
         view.refresh().unwrap();
