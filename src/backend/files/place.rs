@@ -185,7 +185,7 @@ impl Place {
     }
 
     /// Whatever stands in the directory for temporary files is left over from a crash.
-    fn remove_temporaries(&self, tmp: &Dir) -> Result<()> {
+    pub(in crate::backend) fn remove_temporaries(&self, tmp: &Dir) -> Result<()> {
         let listed = self.fs.list(tmp).map_err(|error| Error::io("list", tmp.path(), error))?;
         for entry in listed.iter().filter(|entry| entry.kind == Kind::File) {
             let removed = self.fs.unlink(tmp, &entry.name);
@@ -208,6 +208,11 @@ impl Place {
 
     pub(in crate::backend) fn write_kept(&self, kept: Kept) -> Result<()> {
         meta::write_format(&*self.fs, &self.meta, &self.tmp()?, kept)
+    }
+
+    /// Whether the format says so now. Not if it cannot be read.
+    pub(in crate::backend) fn is_kept(&self, kept: Kept) -> bool {
+        meta::read_format(&*self.fs, self.root.path(), &self.meta).is_ok_and(|found| found == Some(kept))
     }
 
     /// Notes the segments of a packed store that is closed, and how far they reach.
