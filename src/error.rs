@@ -197,7 +197,7 @@ impl Error {
 }
 
 /// Keys come from callers and may be long or hold control characters: what is shown is neither.
-struct Shown<'a>(&'a str);
+pub(crate) struct Shown<'a>(pub(crate) &'a str);
 
 impl fmt::Display for Shown<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

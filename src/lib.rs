@@ -111,7 +111,8 @@ mod value;
 mod view;
 
 pub use backend::{
-    Backend, CheckReport, Layout, Problem, Progress, Quarantined, RepairReport, Severity, Stage, check, convert, repair,
+    Backend, CheckReport, Layout, Problem, Progress, Quarantined, RepairReport, Restored, Severity, Stage, check,
+    convert, repair,
 };
 pub use clock::ManualClock;
 #[cfg(feature = "bincode")]

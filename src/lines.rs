@@ -4,16 +4,18 @@
 //! member has one, and `base64` stands in place of `value` where that is not UTF-8 (RFC 4648, with padding).
 
 use std::borrow::Cow;
+use std::fmt;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use serde_json::{Map, Value as Json};
+use serde::de::{DeserializeSeed, Error as _, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 
 use crate::clock;
 use crate::codec::RAW;
-use crate::error::{Cause, Error, Result};
+use crate::error::{Cause, Error, Result, Shown};
 use crate::key;
 use crate::store::Store;
 use crate::value::Value;
@@ -75,7 +77,8 @@ impl Store {
     }
 
     /// Puts every member that the lines speak of, as [`export`](Self::export) writes them, and returns how many there
-    /// were. Lines that are empty are skipped. What is there and is not spoken of stays.
+    /// were. Lines that are empty are skipped. What is there and is not spoken of stays. It takes RAM for one line at a time,
+    /// a few times its length.
     ///
     /// # Errors
     ///
@@ -96,9 +99,9 @@ impl Store {
             if text.is_empty() {
                 continue;
             }
-            let put = parse(text).and_then(|Line { key, codec, deadline, value }| {
-                let put = self.put_until(&key, &codec, deadline, value);
-                put.map(drop).map_err(|error| Arc::new(error) as Cause)
+            let begins = line.len() - line.trim_ascii_start().len();
+            let put = parse(text, begins).and_then(|Told { key, codec, deadline, value }| {
+                self.put_until(&key, &codec, deadline, value).map(drop).map_err(refused)
             });
             put.map_err(failed)?;
             count += 1;
@@ -117,44 +120,134 @@ fn line(writer: &mut impl Write, fields: [(&str, &str); 3], deadline: Option<u64
     writer.write_all(b"}\n")
 }
 
-/// What a line says.
-struct Line {
+/// What a line says of a member.
+struct Told {
     key: String,
     codec: String,
     deadline: Option<u64>,
     value: Value,
 }
 
-fn parse(line: &[u8]) -> Result<Line, Cause> {
-    let fields: Map<String, Json> = serde_json::from_slice(line).map_err(|error| Arc::new(error) as Cause)?;
-    let (mut key, mut codec, mut deadline, mut value) = (None, None, None, None);
-    for (name, field) in fields {
-        match (&*name, field) {
-            ("key", Json::String(text)) => key = Some(text),
-            ("codec", Json::String(text)) => codec = Some(text),
-            ("value", Json::String(text)) if value.is_none() => value = Some(Value::from(text.into_bytes())),
-            ("base64", Json::String(text)) if value.is_none() => {
-                let bytes = BASE64_STANDARD.decode(text).map_err(|error| Arc::new(error) as Cause)?;
-                value = Some(Value::from(bytes));
-            }
-            ("value" | "base64", Json::String(_)) => return says("it has a value and base64"),
-            ("key" | "codec" | "value" | "base64", _) => return says(format!("{name:?} is not a string")),
-            ("deadline", Json::Null) => {}
-            ("deadline", Json::Number(number)) => match number.as_u64().filter(|&at| at <= clock::LAST) {
-                Some(at) => deadline = Some(at),
-                None => return says(format!("its deadline {number} is not a number of milliseconds since 1970")),
-            },
-            ("deadline", _) => return says("its deadline is not a number"),
-            _ => return says(format!("{name:?} is not a field of a member")),
-        }
-    }
+/// Reads a line, which begins so many bytes into what was read.
+fn parse(line: &[u8], begins: usize) -> Result<Told, Cause> {
+    let Line { key, codec, deadline, value } =
+        serde_json::from_slice(line).or_else(|error| says(without_its_line(&error, begins)))?;
     match (key, value) {
-        (Some(key), Some(value)) => Ok(Line { key, codec: codec.unwrap_or_else(|| RAW.to_owned()), deadline, value }),
+        (Some(key), Some(value)) => Ok(Told { key, codec: codec.unwrap_or_else(|| RAW.to_owned()), deadline, value }),
         (None, _) => says("it has no key"),
         (_, None) => says("it has neither value nor base64"),
     }
 }
 
+/// What a line says. Nothing of it is kept that is not said by a member: a line takes no more memory than a few times its
+/// length, whatever is in it.
+#[derive(Default)]
+struct Line {
+    key: Option<String>,
+    codec: Option<String>,
+    deadline: Option<u64>,
+    value: Option<Value>,
+}
+
+impl<'de> Deserialize<'de> for Line {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Line, D::Error> {
+        deserializer.deserialize_map(Fields)
+    }
+}
+
+struct Fields;
+
+impl<'de> Visitor<'de> for Fields {
+    type Value = Line;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a member")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<Line, A::Error> {
+        let mut line = Line::default();
+        while let Some(name) = fields.next_key::<String>()? {
+            match &*name {
+                "key" => line.key = Some(fields.next_value_seed(Text("key"))?),
+                "codec" => line.codec = Some(fields.next_value_seed(Text("codec"))?),
+                "value" | "base64" if line.value.is_some() => {
+                    return Err(A::Error::custom("it has a value and base64, or one of them twice"));
+                }
+                "value" => line.value = Some(Value::from(fields.next_value_seed(Text("value"))?.into_bytes())),
+                "base64" => {
+                    let text = fields.next_value_seed(Text("base64"))?;
+                    line.value = Some(Value::from(BASE64_STANDARD.decode(text).map_err(A::Error::custom)?));
+                }
+                "deadline" => {
+                    line.deadline = fields.next_value().map_err(|error| {
+                        A::Error::custom(format_args!("\"deadline\" is not milliseconds since 1970: {error}"))
+                    })?;
+                    if line.deadline > Some(clock::LAST) {
+                        return Err(A::Error::custom(
+                            "\"deadline\" is not milliseconds since 1970: it is later than can be kept",
+                        ));
+                    }
+                }
+                _ => return Err(A::Error::custom(format_args!("{} is not a field of a member", Shown(&name)))),
+            }
+        }
+        Ok(line)
+    }
+}
+
+/// The string of the field of that name. Anything else is refused before it is read.
+struct Text(&'static str);
+
+impl<'de> DeserializeSeed<'de> for Text {
+    type Value = String;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<String, D::Error> {
+        deserializer.deserialize_string(self)
+    }
+}
+
+impl Visitor<'_> for Text {
+    type Value = String;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} to be a string", self.0)
+    }
+
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<String, E> {
+        Ok(text.to_owned())
+    }
+
+    fn visit_string<E: serde::de::Error>(self, text: String) -> Result<String, E> {
+        Ok(text)
+    }
+}
+
+/// What JSON's reader says, without the line: it was given one line, or one value, and knows of no other.
+fn without_its_line(error: &serde_json::Error, begins: usize) -> String {
+    let (said, line, column) = (error.to_string(), error.line(), error.column());
+    match said.strip_suffix(&format!(" at line {line} column {column}")) {
+        Some(said) if line == 1 => format!("{said}, in column {}", begins + column),
+        Some(said) => format!("{said}, {} line feeds into the value", line - 1),
+        None => said,
+    }
+}
+
+/// What keeps a value from being put. JSON that does not decode has lines of its own.
+fn refused(error: Error) -> Cause {
+    match error {
+        Error::Codec { key, codec, action, members, source } => {
+            let told = source.downcast_ref().map(|error| without_its_line(error, 0));
+            let source = told.map_or(source, text);
+            Arc::new(Error::Codec { key, codec, action, members, source })
+        }
+        error => Arc::new(error),
+    }
+}
+
+fn text(what: impl Into<String>) -> Cause {
+    Arc::from(Box::<dyn std::error::Error + Send + Sync>::from(what.into()))
+}
+
 fn says<T>(what: impl Into<String>) -> Result<T, Cause> {
-    Err(Arc::from(Box::<dyn std::error::Error + Send + Sync>::from(what.into())))
+    Err(text(what))
 }

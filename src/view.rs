@@ -35,6 +35,7 @@ use crate::{Collection, Error};
 ///
 /// let mut view = Store::open_read_only(&path)?;
 /// assert_eq!(view.get("artist/daft_punk")?.unwrap(), "epic");
+/// assert_eq!(view.len("artist")?, 1);
 /// store.put("artist/daft_punk", "discovery")?;
 /// store.flush()?;
 /// view.refresh()?;
@@ -162,6 +163,24 @@ impl View {
     /// [`Error::InvalidKey`].
     pub fn members(&self, collection: impl AsRef<str>) -> Result<Vec<Member>> {
         self.shown.members(collection)
+    }
+
+    /// How many members a collection has.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidKey`].
+    pub fn len(&self, collection: impl AsRef<str>) -> Result<usize> {
+        self.shown.len(collection)
+    }
+
+    /// Whether a collection has no members.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidKey`].
+    pub fn is_empty(&self, collection: impl AsRef<str>) -> Result<bool> {
+        self.shown.is_empty(collection)
     }
 
     /// The names of the collections that have members.

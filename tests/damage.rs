@@ -238,7 +238,8 @@ fn a_file_under_the_name_of_another_member_is_not_that_member() {
     expected.remove("raw/Two");
     let loaded = store.load_and_expect(&expected);
     let report = loaded.load_report();
-    let [quarantined] = &report.quarantined[..] else { panic!("{:?}", report.quarantined) };
+    let [missing, quarantined] = &report.quarantined[..] else { panic!("{:?}", report.quarantined) };
+    assert!(missing.path == store.path && missing.reason.contains("1 of them"), "{missing:?}");
     store.assert_put_aside(quarantined, &to, &one);
     assert!(quarantined.reason.contains("raw/one"), "{}", quarantined.reason);
 }
@@ -400,7 +401,8 @@ fn what_is_no_regular_file_under_a_member_s_name_is_left_alone_and_not_followed(
     let foreign = foreign(&store.path);
     assert_eq!(foreign.len(), 6 + 3, "what was planted, and three collections");
     let loaded = store.load_and_expect(&store.without("raw/one"));
-    assert_eq!(loaded.load_report().quarantined, []);
+    let told = loaded.load_report().quarantined;
+    assert!(told.len() == 1 && told[0].path == store.path && told[0].reason.contains("1 of them"), "{told:?}");
     assert_untouched(&foreign, &store.path);
     loaded.put("raw/four", "fourth").unwrap();
     loaded.delete("raw/Two").unwrap();

@@ -321,6 +321,48 @@ mod mounted {
         });
     }
 
+    /// Bytes that the disk has room for.
+    fn room(disk: &Path) -> u64 {
+        let found = rustix::fs::statvfs(disk).unwrap();
+        found.f_bavail * found.f_frsize
+    }
+
+    #[test]
+    fn a_conversion_that_a_full_disk_ends_gives_the_room_back_and_goes_through_once_there_is_more() {
+        let test = "a_conversion_that_a_full_disk_ends_gives_the_room_back_and_goes_through_once_there_is_more";
+        in_each_layout(test, "size=2m", |disk, layout| {
+            let to = if layout == Layout::Files { Layout::Packed } else { Layout::Files };
+            let store = small_store_in(layout, disk);
+            let mut members = put_to_rest(&store, 60);
+            store.put("artist/daft_punk", "epic").unwrap();
+            members.insert("artist/daft_punk".to_owned(), b"epic".to_vec());
+            store.close().unwrap();
+            let path = store.path();
+            // From room for next to nothing to room for nearly all of it.
+            let needed = 60 * 4096;
+            for left in [0, 4096, 3 * 4096, needed / 2, needed - 3 * 4096] {
+                let filler = File::create(disk.join("filler")).unwrap();
+                while (&filler).write_all(&[0; 4096]).is_ok() {}
+                filler.set_len(filler.metadata().unwrap().len().saturating_sub(left)).unwrap();
+                let (before, room_before) = (tree(path), room(disk));
+                let failed = larder::convert(path, to).unwrap_err();
+                assert_eq!(path_and_kind(&failed).1, ErrorKind::StorageFull, "{failed}");
+                // Whoever has the lock leaves a note in it.
+                let mut after = tree(path);
+                after.insert(path.join(".larder/lock"), before[&path.join(".larder/lock")].clone());
+                let named = |tree: &BTreeMap<PathBuf, String>| tree.keys().cloned().collect::<Vec<_>>();
+                assert_eq!(named(&after), named(&before), "with {left} bytes left");
+                assert!(after == before, "with {left} bytes left");
+                assert!(room(disk) >= room_before, "{} of {room_before} bytes, with {left} left", room(disk));
+                fs::remove_file(disk.join("filler")).unwrap();
+                assert!(larder::check(path).unwrap().problems.is_empty());
+            }
+            larder::convert(path, to).unwrap();
+            let store = Store::options(path).layout(to).open().unwrap();
+            assert_comes_back(&store, &members);
+        });
+    }
+
     #[test]
     fn a_store_that_has_stored_everything_closes_on_a_full_disk() {
         in_each_layout("a_store_that_has_stored_everything_closes_on_a_full_disk", "size=512k", |disk, layout| {

@@ -213,7 +213,7 @@ fn copies_keep_deadlines() {
 fn a_deadline_that_is_none_is_told_when_it_is_imported() {
     let store = Store::in_memory();
     for (deadline, says) in
-        [("-1", "milliseconds"), ("18446744073709551615", "milliseconds"), ("\"x\"", "not a number")]
+        [("-1", "milliseconds"), ("18446744073709551615", "milliseconds"), ("\"x\"", "milliseconds")]
     {
         let line = format!(r#"{{"key":"c/a","value":"1","deadline":{deadline}}}"#);
         let error = store.import(line.as_bytes()).unwrap_err().to_string();

@@ -1,5 +1,6 @@
 //! The power is cut while a store is written: on ext4, XFS and btrfs, each time the store opens on what the disk had by
-//! then, nothing is in quarantine, every member is whole, and none is older than what was acknowledged.
+//! then, nothing is in quarantine, every member is whole, and none is older than what was acknowledged. A copy of it that
+//! was made by then is there, and whole; one that was being made is whole or not there.
 //!
 //! `LARDER_POWER_CUTS` says how many cuts there are for each file system, `LARDER_POWER_SEED` gives other runs of chance.
 //! It takes root, for the mounts; where they are not possible, the tests say so on standard error. What the disk took is
@@ -20,7 +21,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use disk::{Disk, Mount, is_possible};
-use lab::{Chance, Process, assert_tidy, member_files, once_more, orders, say, tell};
+use lab::{Chance, Process, assert_tidy, copies, member_files, once_more, orders, say, tell};
 use larder::{Durability, Layout, Store};
 
 /// Each thread of a writer writes its own members: in the collection `keep-<thread>`, and in `clear-<thread>-<n>`, which
@@ -573,6 +574,144 @@ fn no_power_cut_on_btrfs_loses_what_was_acknowledged() {
 #[test]
 fn no_power_cut_on_btrfs_loses_what_was_acknowledged_of_a_packed_store() {
     cut_again_and_again("no_power_cut_on_btrfs_loses_what_was_acknowledged_of_a_packed_store", "btrfs", Layout::Packed);
+}
+
+// ---- copies of a store that is being written ----
+
+const COPIES: &str = "LARDER_POWER_COPIES";
+
+#[test]
+fn child_writes_and_copies() {
+    let Some(path) = std::env::var_os(COPIES).map(PathBuf::from) else { return };
+    let layout = if std::env::var(LAYOUT).unwrap() == "packed" { Layout::Packed } else { Layout::Files };
+    let options = Store::options(path.join("store")).durability(Durability::Interval(Duration::from_millis(2)));
+    let first = std::env::var(FIRST).unwrap().parse().unwrap();
+    // Whatever fails is told: it is well if the power was cut by then.
+    let opened = options.layout(layout).open();
+    if let Err(error) = opened.and_then(|store| copies::write_and_copy(&store, &path.join("copies"), first)) {
+        say(&format!("failed: {error}"));
+    }
+}
+
+/// Says what is in the copies, and in the store.
+#[test]
+fn child_looks_at_copies() {
+    let Some(path) = std::env::var_os(COPIES).map(PathBuf::from) else { return };
+    let (found, unfinished, wrong) = copies::look(&path.join("copies"));
+    let lines = wrong.into_iter().chain(
+        found.iter().map(|(copy, rounds)| format!("copy {copy} {}", rounds.map(|round| round.to_string()).join(" "))),
+    );
+    lines.for_each(|line| say(&line));
+    let store = Store::open(path.join("store")).unwrap();
+    assert_eq!(store.load_report().quarantined, []);
+    let mut said = copies::Said::default();
+    orders().for_each(|line| said.hear(&line));
+    said.wrong_in_the_store(&lab::contents(&store)).iter().for_each(|wrong| say(wrong));
+    store.close().unwrap();
+    say(&format!("looked {unfinished}"));
+}
+
+fn cut_while_it_copies(test: &str, file_system: &'static str) {
+    if !is_possible(test, file_system) {
+        return;
+    }
+    let (cuts, seed) = (number("LARDER_POWER_CUTS", 3), number("LARDER_POWER_SEED", 0));
+    let mut chance = Chance::new(seed + 100);
+    for layout in [Layout::Files, Layout::Packed] {
+        let (mut told, mut whole, mut left) = (0, 0, 0);
+        for cut in 0..cuts {
+            let victim = Victim::new(file_system, "interval", layout);
+            let mount = Mount::new(&victim.disk, file_system, victim.mount_options(&mut chance)).unwrap();
+            let mut commits = once_more("child_commits");
+            commits.env(STORE, mount.store());
+            let mut commits = Process::start(mount.within(&commits));
+            let mut command = once_more("child_writes_and_copies");
+            command.env(COPIES, mount.path()).env(FIRST, "1");
+            command.env(LAYOUT, if layout == Layout::Packed { "packed" } else { "files" });
+            let mut child = Process::start(mount.within(&command));
+            let mut said = copies::Said::default();
+            let copies = 1 + chance.below(5);
+            let mut lines = chance.below(20);
+            while lines > 0 || said.copies().1 < copies {
+                said.hear(&child.heard().expect("the child ended by itself"));
+                lines = lines.saturating_sub(usize::from(said.copies().1 >= copies));
+                match chance.below(100) {
+                    0..20 => commits.ask("commit"),
+                    20..30 => commits.ask("write all back"),
+                    _ => {}
+                }
+            }
+            victim.disk.cut();
+            child.kill();
+            // What it said before it died holds too.
+            while let Some(line) = child.heard() {
+                if !line.starts_with("failed") {
+                    said.hear(&line);
+                }
+            }
+            child.wait();
+            commits.kill();
+            commits.wait();
+            mount.unmount();
+
+            let disk = victim.disk.copy();
+            // They are the same file system, and the system would mix them up.
+            victim.disk.release();
+            let mount = Mount::new(&disk, file_system, "").unwrap();
+            let mut command = once_more("child_looks_at_copies");
+            command.env(COPIES, mount.path());
+            let mut child = Process::start(mount.within(&command));
+            for (writer, round) in said.safe.iter().enumerate() {
+                child.ask(&format!("safe {writer} {round}"));
+            }
+            child.end_of_orders();
+            let (mut found, mut looked, mut wrong) = (BTreeMap::new(), false, Vec::new());
+            while let Some(line) = child.heard() {
+                let numbers: Vec<u64> = line.split(' ').filter_map(|word| word.parse().ok()).collect();
+                match (line.split(' ').next(), &numbers[..]) {
+                    (Some("copy"), &[copy, ref rounds @ ..]) if rounds.len() == copies::WRITERS => {
+                        _ = found.insert(copy, rounds.try_into().unwrap());
+                    }
+                    (Some("looked"), &[unfinished]) => (looked, left) = (true, left + unfinished),
+                    _ => wrong.push(line),
+                }
+            }
+            child.wait();
+            mount.unmount();
+            disk.release();
+            wrong.extend(said.wrong_in(&found));
+            if !looked {
+                wrong.push("the store does not open: see above".to_owned());
+            }
+            if !wrong.is_empty() {
+                let image =
+                    std::env::temp_dir().join(format!("larder-{file_system}-{}-copy-{cut}.img", std::process::id()));
+                disk.save(&image);
+                panic!("{file_system}, {layout}, cut {cut}, disk in {}: {}", image.display(), wrong.join("\n"));
+            }
+            told += said.copies().1;
+            whole += found.len();
+        }
+        tell(&format!(
+            "{file_system}, {layout}: {cuts} cuts while it was copied, {told} copies told to be there, {whole} found \
+             whole, {left} not finished"
+        ));
+    }
+}
+
+#[test]
+fn no_power_cut_on_ext4_leaves_a_part_of_a_copy_or_takes_one() {
+    cut_while_it_copies("no_power_cut_on_ext4_leaves_a_part_of_a_copy_or_takes_one", "ext4");
+}
+
+#[test]
+fn no_power_cut_on_xfs_leaves_a_part_of_a_copy_or_takes_one() {
+    cut_while_it_copies("no_power_cut_on_xfs_leaves_a_part_of_a_copy_or_takes_one", "xfs");
+}
+
+#[test]
+fn no_power_cut_on_btrfs_leaves_a_part_of_a_copy_or_takes_one() {
+    cut_while_it_copies("no_power_cut_on_btrfs_leaves_a_part_of_a_copy_or_takes_one", "btrfs");
 }
 
 /// What is lost here is lost by right: it was not flushed. It shows that the test above can find a loss.

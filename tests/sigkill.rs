@@ -1,17 +1,19 @@
 //! A process that writes is killed two hundred times, anywhere: each time the store loads, every member is whole, and
 //! none is older than what the process was told of it: by a flush, a close, a write in `Immediate` mode, or because
-//! nothing was left that was not handed over. No deleted member returns.
+//! nothing was left that was not handed over. No deleted member returns. And what is killed while it copies its store leaves
+//! copies that are whole, and of one moment.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "in a test, a panic is the report")]
 
 mod lab;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use lab::{
-    Chance, Process, as_after_a_crash, assert_only_files, assert_tidy, member_files, once_more, say, segments, tell,
-    until,
+    Chance, Process, as_after_a_crash, assert_only_files, assert_tidy, copies, member_files, once_more, say, segments,
+    tell, until,
 };
 use larder::{Durability, Layout, Store};
 
@@ -394,6 +396,77 @@ fn kill_again_and_again(layout: Layout) {
         "{KILLS} kills of a store {layout}, {amidst} of them with something left to do; {acts} acts, {safe} of them safe before the kill; {members} \
          members checked, {replayed} of them from the journal"
     ));
+}
+
+// ---- copies of a store that is being written ----
+
+/// In each layout.
+const COPY_KILLS: usize = 40;
+
+const COPIES: &str = "LARDER_SIGKILL_COPIES";
+
+#[test]
+fn child_writes_and_copies() {
+    let Some(path) = std::env::var_os(COPIES) else { return };
+    let path = Path::new(&path);
+    let layout = if std::env::var(LAYOUT).unwrap() == "packed" { Layout::Packed } else { Layout::Files };
+    let durability = Durability::Interval(Duration::from_millis(2));
+    let store = Store::options(path.join("store")).durability(durability).layout(layout).open().unwrap();
+    let first = std::env::var(FIRST).unwrap().parse().unwrap();
+    copies::write_and_copy(&store, &path.join("copies"), first).unwrap();
+}
+
+#[test]
+fn a_process_that_is_killed_while_it_copies_leaves_whole_copies_of_one_moment_or_none() {
+    for layout in [Layout::Files, Layout::Packed] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut chance = Chance::new(40);
+        let mut said = copies::Said::default();
+        let (mut whole, mut amidst, mut untold) = (0, 0, 0);
+        for _ in 0..COPY_KILLS {
+            let first = said.highest + 1;
+            said = said.next();
+            let mut command = once_more("child_writes_and_copies");
+            command.env(COPIES, dir.path()).env(FIRST, first.to_string());
+            command.env(LAYOUT, if layout == Layout::Packed { "packed" } else { "files" });
+            let mut child = Process::start(command);
+            // After some copies, or before the first one. Writers speak all the time, so it is anywhere in a copy.
+            let copies = chance.below(6);
+            let mut lines = chance.below(20);
+            while lines > 0 || said.copies().1 < copies {
+                said.hear(&child.heard().expect("the child ended by itself"));
+                lines = lines.saturating_sub(usize::from(said.copies().1 >= copies));
+            }
+            child.kill();
+            // What it said before it died holds too.
+            while let Some(line) = child.heard() {
+                said.hear(&line);
+            }
+            assert!(!child.wait().success());
+
+            let copies = dir.path().join("copies");
+            let (found, unfinished, mut wrong) = copies::look(&copies);
+            wrong.extend(said.wrong_in(&found));
+            assert_eq!(wrong, [""; 0], "{layout}");
+            assert!(unfinished <= 1, "{unfinished} copies were being made at once");
+            whole += found.len();
+            amidst += unfinished;
+            untold += found.len() - said.copies().1;
+            if copies.exists() {
+                std::fs::remove_dir_all(&copies).unwrap();
+            }
+
+            let store = Store::open(dir.path().join("store")).unwrap();
+            assert_eq!(store.load_report().quarantined, []);
+            assert_eq!(said.wrong_in_the_store(&lab::contents(&store)), [""; 0], "{layout}");
+            store.close().unwrap();
+        }
+        tell(&format!(
+            "{COPY_KILLS} kills of a store {layout} that was being copied: {whole} copies were whole, {untold} of them before \
+             that was told; {amidst} were not finished"
+        ));
+        assert!(whole > COPY_KILLS && amidst > COPY_KILLS / 4, "the kills did not come while there were copies");
+    }
 }
 
 #[test]

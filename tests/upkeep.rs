@@ -197,6 +197,10 @@ fn a_view_shows_what_was_durable_beside_the_writer_and_refreshes() {
         assert_eq!(shown(&view), members);
         assert_eq!(view.load_report().quarantined, []);
         assert_eq!(*view.typed::<Vec<u32>>("years").unwrap()[0].1, [2001, 3]);
+        assert_eq!((view.len("song").unwrap(), view.len("none").unwrap()), (49, 0));
+        assert!(view.is_empty("none").unwrap() && !view.is_empty("artist").unwrap());
+        assert!(matches!(view.len("a/b"), Err(Error::InvalidKey { .. })));
+        assert!(matches!(view.is_empty(""), Err(Error::InvalidKey { .. })));
         let taken = view.taken_at();
         store.put("song/7", "new").unwrap();
         store.delete("song/8").unwrap();
@@ -206,6 +210,7 @@ fn a_view_shows_what_was_durable_beside_the_writer_and_refreshes() {
         members = contents(&store);
         view.refresh().unwrap();
         assert_eq!(shown(&view), members);
+        assert!(view.len("song").unwrap() == 49 && view.is_empty("artist").unwrap());
         assert!(view.taken_at() >= taken && view.age() <= taken.elapsed().unwrap_or_default());
         store.close().unwrap();
         view.refresh().unwrap();
@@ -308,6 +313,20 @@ fn a_view_tells_of_damage_and_leaves_it_where_it_is() {
 }
 
 // ---- checking and mending ----
+
+/// Whatever there is, as it is.
+fn copy_tree(from: &Path, to: &Path) {
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let to = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            fs::create_dir(&to).unwrap();
+            copy_tree(&entry.path(), &to);
+        } else {
+            fs::copy(entry.path(), to).unwrap();
+        }
+    }
+}
 
 /// Checks, finds this of that severity and nothing worse, mends, and finds nothing but notes.
 #[track_caller]
@@ -450,6 +469,119 @@ fn segments_that_were_swapped_or_renamed_get_their_names_back_and_lose_nothing()
     }
 }
 
+/// The name of a member's file, by its key.
+fn file_of(path: &Path, key: &str) -> PathBuf {
+    let files = lab::member_files(path).into_iter();
+    let quoted = format!(" key={} ", serde_json::to_string(key).unwrap());
+    let is_its = |file: &PathBuf| {
+        let bytes = fs::read(file).unwrap();
+        bytes.windows(quoted.len()).any(|window| window == quoted.as_bytes())
+    };
+    files.into_iter().find(is_its).unwrap_or_else(|| panic!("no file of {key}"))
+}
+
+#[test]
+fn members_files_that_were_swapped_or_renamed_get_their_names_back_and_lose_nothing() {
+    let (a, b, c) = ("song/3", "artist/bj\u{f6}rk/\u{1}", "years/discovery");
+    for renames in [
+        // Swapped; in a ring, beyond collections; to a name that is free, so that the collection is left empty.
+        &[(a, "song/4"), ("song/4", a)][..],
+        &[(a, b), (b, c), (c, a)],
+        &[(c, "song/free")],
+        &[(c, "elsewhere/free")],
+    ] {
+        let (_dir, path) = temporary();
+        let (store, members) = filled(&path, Layout::Files);
+        store.close().unwrap();
+        let moves: Vec<(PathBuf, PathBuf)> = renames
+            .iter()
+            .map(|(key, to)| {
+                let to = if members.contains_key(*to) { file_of(&path, to) } else { path.join(to) };
+                (file_of(&path, key), to)
+            })
+            .collect();
+        let taken: Vec<Vec<u8>> = moves.iter().map(|(from, _)| fs::read(from).unwrap()).collect();
+        moves.iter().for_each(|(from, _)| fs::remove_file(from).unwrap());
+        for ((_, to), bytes) in moves.iter().zip(taken) {
+            fs::create_dir_all(to.parent().unwrap()).unwrap();
+            fs::write(to, bytes).unwrap();
+        }
+        let copy = path.with_file_name("copy");
+        fs::create_dir(&copy).unwrap();
+        copy_tree(&path, &copy);
+        let report = larder::check(&copy).unwrap();
+        let told: BTreeSet<_> =
+            report.problems.iter().map(|problem| (problem.severity, problem.path.clone())).collect();
+        let in_copy = |at: &Path| copy.join(at.strip_prefix(&path).unwrap());
+        assert_eq!(told, moves.iter().map(|(_, to)| (Severity::Mendable, in_copy(to))).collect());
+
+        let worst = &larder::check(&path).unwrap().problems[0].path.clone();
+        assert_mends(&path, Severity::Mendable, worst, &members);
+        let repaired = larder::repair(&copy).unwrap();
+        let restored: BTreeSet<_> = repaired.restored.into_iter().map(|one| (one.path, one.moved_to)).collect();
+        assert_eq!(restored, moves.iter().map(|(from, to)| (in_copy(to), in_copy(from))).collect());
+        assert_eq!(repaired.quarantined, []);
+        lab::assert_tidy(&copy);
+        assert_eq!(lab::member_files(&copy).len(), members.len());
+        assert!(!copy.join("elsewhere").exists());
+    }
+}
+
+#[test]
+fn a_member_s_file_under_another_name_gives_way_to_what_is_newer_and_not_to_what_is_older_or_damaged() {
+    let (_dir, path) = temporary();
+    let (store, mut members) = filled(&path, Layout::Files);
+    store.close().unwrap();
+    let files: Vec<PathBuf> = ["song/1", "song/2", "song/3"].into_iter().map(|key| file_of(&path, key)).collect();
+    let old: Vec<Vec<u8>> = files.iter().map(|file| fs::read(file).unwrap()).collect();
+    let store = Store::open(&path).unwrap();
+    for key in ["song/1", "song/2", "song/3"] {
+        store.put(key, format!("new {key}")).unwrap();
+        members.insert(key.to_owned(), format!("new {key}").into_bytes());
+    }
+    store.close().unwrap();
+    let new: Vec<Vec<u8>> = files.iter().map(|file| fs::read(file).unwrap()).collect();
+    // Of 1 an old copy lies about. 2 has its old file back, and 3 a damaged one: the new ones lie about, and of 3 an old one.
+    fs::write(path.join("song/lies"), &old[0]).unwrap();
+    fs::write(&files[1], &old[1]).unwrap();
+    fs::write(path.join("song/about"), &new[1]).unwrap();
+    fs::write(&files[2], "damaged").unwrap();
+    fs::write(path.join("artist/new"), &new[2]).unwrap();
+    fs::write(path.join("artist/old"), &old[2]).unwrap();
+
+    let report = larder::check(&path).unwrap();
+    let of = |severity| -> BTreeSet<PathBuf> {
+        let problems = report.problems.iter().filter(|problem| problem.severity == severity);
+        problems.map(|problem| problem.path.clone()).collect()
+    };
+    assert_eq!(of(Severity::Mendable), [path.join("song/about"), path.join("artist/new")].into());
+    assert_eq!(of(Severity::Loss), [path.join("song/lies"), path.join("artist/old"), files[2].clone()].into());
+
+    let repaired = larder::repair(&path).unwrap();
+    assert_eq!(repaired.members, members.len());
+    let restored: BTreeSet<_> = repaired.restored.into_iter().map(|one| (one.path, one.moved_to)).collect();
+    let expected = [(path.join("song/about"), files[1].clone()), (path.join("artist/new"), files[2].clone())];
+    assert_eq!(restored, expected.into());
+    let aside: Vec<Vec<u8>> = repaired.quarantined.iter().map(|aside| fs::read(&aside.moved_to).unwrap()).collect();
+    let kept: BTreeSet<&[u8]> = aside.iter().map(|bytes| &bytes[..]).collect();
+    assert_eq!(kept, [&old[0][..], &old[1], &old[2], b"damaged"].into());
+    assert!(larder::check(&path).unwrap().is_sound());
+    let store = Store::open(&path).unwrap();
+    assert_eq!((contents(&store), store.load_report().quarantined), (members, Vec::new()));
+
+    // What the journal has of the member counts beside the file, whichever name that has: here, that it was deleted.
+    let fifth = fs::read(path.join("song/5")).unwrap();
+    store.delete("song/5").unwrap();
+    store.flush().unwrap();
+    let crashed = path.with_file_name("crashed");
+    as_after_a_crash(&path, &crashed);
+    store.close().unwrap();
+    _ = fs::remove_file(crashed.join("song/5"));
+    fs::write(crashed.join("song/7"), fifth).unwrap();
+    assert_eq!(larder::repair(&crashed).unwrap().restored.len(), 1);
+    assert!(!Store::open(&crashed).unwrap().contains("song/5").unwrap());
+}
+
 #[test]
 fn what_is_missing_from_a_packed_store_that_was_closed_is_told() {
     for take in 0..3 {
@@ -482,6 +614,126 @@ fn what_is_missing_from_a_packed_store_that_was_closed_is_told() {
     three_segments(&path);
     fs::remove_dir_all(path.join(".larder/journal")).unwrap();
     assert!(!larder::check(&path).unwrap().is_sound());
+}
+
+#[test]
+fn what_stands_in_the_place_of_a_file_of_larder_s_own_is_told_and_put_aside_and_costs_no_member() {
+    let own = ["lock", "format", "counter", "members", "segments", "tmp", "quarantine", "journal"];
+    let within = ["journal/0000000077-00000001", "tmp/counter.new", "tmp/0"];
+    for layout in LAYOUTS {
+        // In files: what a packed store keeps in its journal is lost if that is.
+        let names = own.iter().filter(|name| layout == Layout::Files || **name != "journal").chain(&within);
+        for name in names {
+            let (_dir, path) = temporary();
+            let (store, members) = filled(&path, layout);
+            // Of one segment at least: what the format was can be told.
+            store.compact().unwrap();
+            store.close().unwrap();
+            let at = path.join(".larder").join(name);
+            if at.is_dir() {
+                fs::remove_dir(&at).unwrap();
+                fs::write(&at, "mine").unwrap();
+            } else {
+                _ = fs::remove_file(&at);
+                fs::create_dir(&at).unwrap();
+                fs::write(at.join("mine"), "mine").unwrap();
+            }
+            let severity = if *name == "journal" { Severity::Loss } else { Severity::Mendable };
+            let copy = path.with_file_name("copy");
+            fs::create_dir(&copy).unwrap();
+            copy_tree(&path, &copy);
+            let repaired = larder::repair(&copy).unwrap();
+            let [aside] = &repaired.quarantined[..] else { panic!("{name}: {:?}", repaired.quarantined) };
+            assert!(aside.path == copy.join(".larder").join(name), "{aside:?}");
+            let kept = if aside.moved_to.is_dir() { aside.moved_to.join("mine") } else { aside.moved_to.clone() };
+            assert_eq!(fs::read(kept).unwrap(), b"mine", "{name}");
+            let note = format!("{}.reason", aside.moved_to.display());
+            assert!(fs::read_to_string(note).unwrap().contains("should be one"), "{name}");
+            assert_mends(&path, severity, &at, &members);
+        }
+    }
+    // A link is not followed.
+    #[cfg(unix)]
+    for name in ["lock", "format", "counter"] {
+        let (dir, path) = temporary();
+        let (store, members) = filled(&path, Layout::Files);
+        store.close().unwrap();
+        let (at, elsewhere) = (path.join(".larder").join(name), dir.path().join("elsewhere"));
+        fs::rename(&at, &elsewhere).unwrap();
+        std::os::unix::fs::symlink(&elsewhere, &at).unwrap();
+        let before = fs::read(&elsewhere).unwrap();
+        assert_mends(&path, Severity::Mendable, &at, &members);
+        assert_eq!(fs::read(&elsewhere).unwrap(), before);
+    }
+}
+
+#[test]
+fn what_is_missing_from_a_store_of_files_that_was_closed_is_told() {
+    let (dir, path) = temporary();
+    let (store, mut members) = filled(&path, Layout::Files);
+    let copy = dir.path().join("copy");
+    store.backup(&copy).unwrap();
+    store.close().unwrap();
+    for store in [&path, &copy] {
+        let note = fs::read_to_string(store.join(".larder/members")).unwrap();
+        assert!(note.starts_with("larder members 52 counter=5"), "{note}");
+        fs::remove_file(store.join("song/3")).unwrap();
+        fs::remove_dir_all(store.join("years")).unwrap();
+    }
+    members.retain(|key, _| key != "song/3" && !key.starts_with("years/"));
+    assert_mends(&path, Severity::Loss, &path, &members);
+    let told = &larder::check(&copy).unwrap().problems;
+    assert!(told.len() == 1 && told[0].explanation.contains("closed with 52 members, and 2 of them"), "{told:?}");
+    // A load tells it too, and with a view nothing is forgotten.
+    let view = Store::open_read_only(&copy).unwrap();
+    let store = Store::open(&copy).unwrap();
+    for report in [view.load_report(), store.load_report()] {
+        assert!(report.quarantined.len() == 1 && report.quarantined[0].path == copy, "{report:?}");
+    }
+    store.close().unwrap();
+    assert!(larder::check(&copy).unwrap().problems.is_empty(), "it was told");
+}
+
+#[test]
+fn no_member_is_missed_that_was_deleted_or_put_aside_however_the_process_ends() {
+    let (dir, path) = temporary();
+    let (store, _) = filled(&path, Layout::Files);
+    store.close().unwrap();
+    // What an end leaves behind beside the note of the close before it.
+    let crashed = dir.path().join("crashed");
+    let sound_after_a_crash = |what: &str| {
+        _ = fs::remove_dir_all(&crashed);
+        as_after_a_crash(&path, &crashed);
+        let problems = larder::check(&crashed).unwrap().problems;
+        assert!(!problems.iter().any(|problem| problem.explanation.contains("missing")), "{what}: {problems:?}");
+        assert!(!Store::open(&crashed).unwrap().load_report().quarantined.iter().any(|told| told.path == crashed));
+    };
+    let store = Store::open(&path).unwrap();
+    sound_after_a_crash("a load");
+    store.delete_all("song").unwrap();
+    lab::until_at_rest(&store);
+    sound_after_a_crash("a clear");
+    store.close().unwrap();
+    assert!(larder::check(&path).unwrap().problems.is_empty());
+    // One that is put aside is told once, by the load that did it.
+    fs::write(path.join("artist/empty"), "edited by hand").unwrap();
+    let store = Store::open(&path).unwrap();
+    assert_eq!(store.load_report().quarantined.len(), 1);
+    sound_after_a_crash("a load that put a file aside");
+    store.close().unwrap();
+    // A note that is damaged, or of another close, is none.
+    let note = path.join(".larder/members");
+    let whole = fs::read_to_string(&note).unwrap();
+    fs::remove_dir_all(path.join("years")).unwrap();
+    assert!(!larder::check(&path).unwrap().is_sound());
+    for other in [whole.replacen('2', "3", 1), String::new(), whole.repeat(20)] {
+        fs::write(&note, other).unwrap();
+        let problems = larder::check(&path).unwrap().problems;
+        assert!(problems.iter().all(|problem| problem.severity == Severity::Note), "{problems:?}");
+    }
+    fs::write(&note, &whole).unwrap();
+    fs::remove_file(path.join(".larder/counter")).unwrap();
+    assert!(larder::check(&path).unwrap().is_sound());
 }
 
 #[test]
@@ -578,7 +830,10 @@ fn a_line_that_is_wrong_is_named_and_what_came_before_it_is_put() {
         ("{}", "no key"),
         (r#"{"key":"a/x"}"#, "neither value nor base64"),
         (r#"{"key":"a/x","value":"1","base64":"MQ=="}"#, "value and base64"),
-        (r#"{"key":"a/x","value":1}"#, "not a string"),
+        (r#"{"key":"a/x","value":1}"#, "expected \"value\" to be a string, in column 22"),
+        (r#"{"key":["a/x"],"value":"1"}"#, "expected \"key\" to be a string"),
+        (r#" {"key":"a/x","value":"1"} {"#, "trailing characters, in column 28"),
+        (r#"{"key":"a/x","value":"1","value":"2"}"#, "one of them twice"),
         (r#"{"key":"a/x","base64":"*"}"#, "Invalid"),
         (r#"{"key":"x","value":"1"}"#, "invalid key"),
         (r#"{"key":"../x","value":"1"}"#, "invalid key"),
@@ -587,6 +842,7 @@ fn a_line_that_is_wrong_is_named_and_what_came_before_it_is_put() {
         (r#"{"key":"a/x","value":"1","deadline":"x"}"#, "deadline"),
         ("{\"key\":\"a/\u{fffd}\",\"value\":\"\u{0}", "control character"),
         (r#"{"key":"years/x","value":"no years","codec":"json"}"#, "decode"),
+        (r#"{"key":"years/x","value":"[1,\n\nno]","codec":"json"}"#, "2 line feeds into the value"),
         (r#"{"key":"years/x","value":"[]","codec":"other"}"#, "another codec"),
     ] {
         let store = Store::in_memory();
@@ -596,6 +852,9 @@ fn a_line_that_is_wrong_is_named_and_what_came_before_it_is_put() {
         let failed = store.import(lines.as_bytes()).unwrap_err();
         assert!(matches!(failed, Error::Import { line: 3, .. }), "{wrong}: {failed}");
         assert!(failed.to_string().contains("line 3") && failed.to_string().contains(rule), "{wrong}: {failed}");
+        assert_eq!(failed.to_string().matches("line ").count() - usize::from(rule.contains("line ")), 1, "{failed}");
+        let mut causes = std::iter::successors(std::error::Error::source(&failed), |cause| cause.source());
+        assert!(causes.all(|cause| !cause.to_string().contains(" at line")), "{failed:?}");
         assert_eq!(contents(&store).into_keys().collect::<Vec<_>>(), ["a/first"], "{wrong}");
     }
     // Bytes that are no text, and a reader that fails.
@@ -611,4 +870,58 @@ fn a_line_that_is_wrong_is_named_and_what_came_before_it_is_put() {
     assert!(matches!(store.export(&mut &mut [0u8; 0][..]), Ok(0)));
     store.put("a/b", "c").unwrap();
     assert!(matches!(store.export(&mut &mut [0u8; 3][..]), Err(Error::Export { .. })));
+}
+
+#[cfg(target_os = "linux")]
+const LINE: &str = "LARDER_UPKEEP_LINE";
+
+/// The most memory that this process has had, in bytes.
+#[cfg(target_os = "linux")]
+fn peak() -> usize {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().strip_suffix(" kB").unwrap().parse::<usize>().unwrap() << 10
+}
+
+/// Imports one line, and says how much of the peak it takes, in hundredths of its length.
+#[cfg(target_os = "linux")]
+#[test]
+fn child_imports_a_line() {
+    let Ok(part) = std::env::var(LINE) else { return };
+    const LENGTH: usize = 16 << 20;
+    let [start, again, end] = part.split('~').collect::<Vec<_>>()[..] else { panic!("{part}") };
+    let mut line = String::with_capacity(LENGTH + start.len() + end.len());
+    line.push_str(start);
+    (0..LENGTH / again.len()).for_each(|_| line.push_str(again));
+    line.push_str(end);
+    let store = Store::in_memory();
+    let before = peak();
+    _ = store.import(line.as_bytes());
+    lab::say(&((peak() - before) * 100 / line.len()).to_string());
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_line_takes_no_more_memory_than_a_few_times_its_length_whatever_is_in_it() {
+    for line in [
+        // What is there again and again stands between tildes.
+        r#"{"key":"a/b","value":[~{"":0},~0]}"#,
+        r#"{"key":"a/b","colours":[~[],~0]}"#,
+        r#"{"deadline":[~{"":0},~0]}"#,
+        r#"{~"deadline":null,~"key":"a/b"}"#,
+        r#"{"key":"a/~aaaa~","value":""}"#,
+        r#"{"key":"a/b","~aaaa~":""}"#,
+        r#"{"key":"a/b","value":"~a~"}"#,
+        r#"{"key":"a/b","value":"~\u0041~"}"#,
+        r#"{"key":"a/b","base64":"~AAAA~"}"#,
+        "no JSON at all~ at all~",
+    ] {
+        let mut command = lab::once_more("child_imports_a_line");
+        command.env(LINE, line);
+        let mut child = lab::Process::start(command);
+        let hundredths: usize = child.heard().unwrap().parse().unwrap();
+        assert!(child.wait().success());
+        // It is read into a buffer that doubles.
+        assert!(hundredths < 600, "{line}: {hundredths} hundredths of its length");
+    }
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::files::meta::{self, FORMAT_FILE, Kept, META_DIR, QUARANTINE_DIR, TMP_DIR};
 use super::files::place::Place;
+use super::files::strays;
 use super::{Backend, Files, Layout, Look, Packed, Quarantined, files};
 use crate::core::Engine;
 use crate::error::{Error, Result};
@@ -82,6 +83,18 @@ pub struct RepairReport {
     pub collections: usize,
     /// What could not be kept, and where it is now.
     pub quarantined: Vec<Quarantined>,
+    /// Members' files, and segments, that had the names of others.
+    pub restored: Vec<Restored>,
+}
+
+/// A file that [`repair`] has given its own name again.
+#[non_exhaustive]
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Restored {
+    /// Where it stood.
+    pub path: PathBuf,
+    /// Where it is now.
+    pub moved_to: PathBuf,
 }
 
 /// Reads every file and every frame of the closed store at `path`, and says in words what is wrong. It changes nothing, and holds the store's lock meanwhile if it may.
@@ -126,8 +139,19 @@ pub fn check(path: impl AsRef<Path>) -> Result<CheckReport> {
         say(Severity::Mendable, root.join(META_DIR), explanation);
         return Ok(report);
     };
-    let _lock = meta::Lock::hold(&*fs, &path, &meta)?;
-    let kept = match meta::read_format(&*fs, &path, &meta) {
+    let misplaced = misplaced(&*fs, &meta)?;
+    let is_other = |name: &str| misplaced.iter().any(|thing| thing.is(name));
+    // Nobody can have a lock that is no file.
+    let _lock = if is_other(meta::LOCK) { None } else { meta::Lock::hold(&*fs, &path, &meta)? };
+    for thing in &misplaced {
+        let (severity, and) = match thing.is(meta::JOURNAL_DIR) {
+            true => (Severity::Loss, "what was in the journal is not there"),
+            false => (Severity::Mendable, "`repair` puts it aside"),
+        };
+        say(severity, thing.path(&meta), format!("{}: {and}", thing.reason()));
+    }
+    let read = if is_other(FORMAT_FILE) { Ok(None) } else { meta::read_format(&*fs, &path, &meta) };
+    let kept = match read {
         Ok(Some(kept)) => kept,
         Err(error @ Error::NewerFormat { .. }) => return Err(error),
         found => {
@@ -135,6 +159,7 @@ pub fn check(path: impl AsRef<Path>) -> Result<CheckReport> {
             let what = match found {
                 Err(Error::Corrupt { reason, .. }) => reason,
                 Err(error) => return Err(error),
+                Ok(_) if is_other(FORMAT_FILE) => "nothing can be read there".to_owned(),
                 Ok(_) => "it is missing".to_owned(),
             };
             let explanation = format!("{what}; what is there is a store that keeps its members {}", kept.layout());
@@ -142,7 +167,9 @@ pub fn check(path: impl AsRef<Path>) -> Result<CheckReport> {
             kept
         }
     };
-    if let meta::Mark::Damaged(reason) = meta::read_mark(&*fs, &meta)? {
+    if !is_other(meta::COUNTER_FILE)
+        && let meta::Mark::Damaged(reason) = meta::read_mark(&*fs, &meta)?
+    {
         let explanation = format!("{reason}; the counter goes on far above every number that is in use");
         say(Severity::Mendable, meta.join(meta::COUNTER_FILE), explanation);
     }
@@ -158,9 +185,19 @@ pub fn check(path: impl AsRef<Path>) -> Result<CheckReport> {
     let mut look = Look::on(fs.clone(), &path)?.assume(kept);
     let (engine, _) = Engine::read(&mut look)?;
     let (members, collections, _) = engine.tally();
+    let strays = if kept == Kept::Files { strays::find(&*fs, &root)? } else { Vec::new() };
+    let newest = strays::newest(&*fs, &root, &strays)?;
     for Quarantined { path, reason, .. } in engine.report().quarantined {
-        let severity = if path.ends_with(meta::COUNTER_FILE) { continue } else { Severity::Loss };
-        say(severity, path, reason);
+        if path.ends_with(meta::COUNTER_FILE) {
+            continue;
+        }
+        match newest.iter().find(|stray| stray.path(&root) == path) {
+            Some(stray) => {
+                let explanation = format!("it is the file of {:?}: `repair` gives it its name back", stray.key);
+                say(Severity::Mendable, path, explanation);
+            }
+            None => say(Severity::Loss, path, reason),
+        }
     }
     leftovers(&*fs, &root, &meta, kept, &mut say)?;
     report.problems.sort_by(|a, b| b.severity.cmp(&a.severity).then_with(|| a.path.cmp(&b.path)));
@@ -176,11 +213,7 @@ fn leftovers(
     say: &mut impl FnMut(Severity, PathBuf, String),
 ) -> Result<()> {
     let list = |dir: &Dir| fs.list(dir).map_err(|error| Error::io("list", dir.path(), error));
-    let open = |name: &str| match fs.open_dir(meta, name) {
-        Ok(dir) => Ok(Some(dir)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(Error::io("open directory", meta.join(name), error)),
-    };
+    let open = |name: &str| open_own(fs, meta, name);
     if let Some(tmp) = open(TMP_DIR)? {
         let count = list(&tmp)?.len();
         if count > 0 {
@@ -223,13 +256,81 @@ fn leftovers(
     Ok(())
 }
 
+/// One of larder's own directories in `.larder`; `None` if there is none, or something else stands there.
+fn open_own(fs: &dyn Fs, meta: &Dir, name: &str) -> Result<Option<Dir>> {
+    match fs.open_dir(meta, name) {
+        Ok(dir) => Ok(Some(dir)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(_) if meta::is_other(fs, meta, name, Kind::Dir)? => Ok(None),
+        Err(error) => Err(Error::io("open directory", meta.join(name), error)),
+    }
+}
+
+/// Something that stands under a name of larder's own, and is of another kind: nothing can be read or written there.
+struct Misplaced {
+    /// A directory in `.larder`, or `.larder` itself.
+    within: Option<&'static str>,
+    name: String,
+    should_be: Kind,
+}
+
+impl Misplaced {
+    fn path(&self, meta: &Dir) -> PathBuf {
+        self.within.map_or_else(|| meta.path().to_owned(), |within| meta.join(within)).join(&self.name)
+    }
+
+    /// Whether it stands in the place of this one, in `.larder`.
+    fn is(&self, name: &str) -> bool {
+        self.within.is_none() && self.name == name
+    }
+
+    fn reason(&self) -> &'static str {
+        if self.should_be == Kind::Dir {
+            "it is no directory, and should be one"
+        } else {
+            "it is no file, and should be one"
+        }
+    }
+
+    fn put_aside(&self, fs: &dyn Fs, meta: &Dir) -> Result<Quarantined> {
+        let Some(within) = self.within else {
+            return Place::put_own_aside(fs, meta, (meta, META_DIR), &self.name, self.reason());
+        };
+        let dir = fs.open_dir(meta, within).map_err(|error| Error::io("open directory", meta.join(within), error))?;
+        Place::put_own_aside(fs, meta, (&dir, within), &self.name, self.reason())
+    }
+}
+
+fn misplaced(fs: &dyn Fs, meta: &Dir) -> Result<Vec<Misplaced>> {
+    const OWN: [(&str, Kind); 8] = [
+        (meta::LOCK, Kind::File),
+        (FORMAT_FILE, Kind::File),
+        (meta::COUNTER_FILE, Kind::File),
+        (meta::MEMBERS_FILE, Kind::File),
+        (meta::SEGMENTS_FILE, Kind::File),
+        (meta::JOURNAL_DIR, Kind::Dir),
+        (TMP_DIR, Kind::Dir),
+        (QUARANTINE_DIR, Kind::Dir),
+    ];
+    let mut found = Vec::new();
+    for (name, should_be) in OWN {
+        if meta::is_other(fs, meta, name, should_be)? {
+            found.push(Misplaced { within: None, name: name.to_owned(), should_be });
+        }
+    }
+    for within in [meta::JOURNAL_DIR, TMP_DIR] {
+        let Some(dir) = open_own(fs, meta, within)? else { continue };
+        let listed = fs.list(&dir).map_err(|error| Error::io("list", dir.path(), error))?;
+        let is_ours = |name: &str| within == TMP_DIR || journal::number_of(name).is_some();
+        let others = listed.into_iter().filter(|entry| entry.kind != Kind::File && is_ours(&entry.name));
+        found.extend(others.map(|entry| Misplaced { within: Some(within), name: entry.name, should_be: Kind::File }));
+    }
+    Ok(found)
+}
+
 /// The segments that have the name of another, and the numbers that they say they have. Their checksums cover these.
 fn misnamed(fs: &dyn Fs, meta: &Dir) -> Result<Vec<(String, u64)>> {
-    let journal = match fs.open_dir(meta, meta::JOURNAL_DIR) {
-        Ok(journal) => journal,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(Error::io("open directory", meta.join(meta::JOURNAL_DIR), error)),
-    };
+    let Some(journal) = open_own(fs, meta, meta::JOURNAL_DIR)? else { return Ok(Vec::new()) };
     let mut misnamed = Vec::new();
     for number in journal::list(fs, &journal)? {
         let start = journal::read(fs, &journal, number, 0, journal::segment::HEADER as u64)?;
@@ -243,10 +344,10 @@ fn misnamed(fs: &dyn Fs, meta: &Dir) -> Result<Vec<(String, u64)>> {
 }
 
 /// Gives segments their names back. One whose name is taken stays in quarantine.
-fn give_names_back(fs: &dyn Fs, meta: &Dir) -> Result<Vec<Quarantined>> {
+fn give_names_back(fs: &dyn Fs, meta: &Dir) -> Result<(Vec<Restored>, Vec<Quarantined>)> {
     let misnamed = misnamed(fs, meta)?;
     if misnamed.is_empty() {
-        return Ok(Vec::new());
+        return Ok((Vec::new(), Vec::new()));
     }
     let open = |name| fs.open_dir(meta, name).map_err(|error| Error::io("open directory", meta.join(name), error));
     let (journal, quarantine) = (open(meta::JOURNAL_DIR)?, open(QUARANTINE_DIR)?);
@@ -261,10 +362,11 @@ fn give_names_back(fs: &dyn Fs, meta: &Dir) -> Result<Vec<Quarantined>> {
         rename(&journal, &name, &quarantine, &aside)?;
         moved.push((name, aside, journal::file_name(number)));
     }
-    let mut left = Vec::new();
+    let (mut restored, mut left) = (Vec::new(), Vec::new());
     for (name, aside, own) in moved {
         if fs.kind(&journal, &own).map_err(|error| Error::io("look at", journal.join(&own), error))?.is_none() {
             rename(&quarantine, &aside, &journal, &own)?;
+            restored.push(Restored { path: journal.join(&name), moved_to: journal.join(&own) });
         } else {
             let reason = format!("it holds segment {own}, and there is another of that name");
             left.push(Quarantined { path: journal.join(&name), reason, moved_to: quarantine.join(&aside) });
@@ -273,14 +375,15 @@ fn give_names_back(fs: &dyn Fs, meta: &Dir) -> Result<Vec<Quarantined>> {
     for dir in [&journal, &quarantine] {
         fs.sync_dir(dir).map_err(|error| Error::io("sync directory", dir.path(), error))?;
     }
-    Ok(left)
+    Ok((restored, left))
 }
 
 /// Mends the closed store at `path`: keeps everything that can be kept, and moves what cannot into quarantine. After it
 /// [`check`] finds the store sound, and it opens.
 ///
-/// What a load does by itself it does too; beyond that it makes a missing or damaged file of the format again, gives segments
-/// that have another's name their own, goes on without a segment that cannot be read, and writes what is damaged in a packed store anew.
+/// What a load does by itself it does too; beyond that it makes a missing or damaged file of the format again, puts aside what
+/// is a directory and should be a file of larder's own, or the other way round, gives segments and members' files that have
+/// another's name their own, where nothing newer of the member is there, goes on without a segment that cannot be read, and writes what is damaged in a packed store anew.
 ///
 /// # Errors
 ///
@@ -289,7 +392,7 @@ pub fn repair(path: impl AsRef<Path>) -> Result<RepairReport> {
     let fs: Arc<dyn Fs> = Arc::new(Native);
     let path = meta::absolute(path.as_ref())?;
     let root = open_root(&*fs, &path)?;
-    let mut quarantined = Vec::new();
+    let (mut quarantined, mut restored) = (Vec::new(), Vec::new());
     let meta = match meta_dir(&*fs, &root)? {
         Some(meta) => meta,
         None if has_members(&*fs, &root)? => {
@@ -298,8 +401,16 @@ pub fn repair(path: impl AsRef<Path>) -> Result<RepairReport> {
         }
         None => return Err(nothing(&path)),
     };
+    let (lock, others): (Vec<_>, Vec<_>) = misplaced(&*fs, &meta)?.into_iter().partition(|thing| thing.is(meta::LOCK));
+    // Nobody can have a lock that is no file.
+    for thing in &lock {
+        quarantined.push(thing.put_aside(&*fs, &meta)?);
+    }
     {
         let _lock = meta::Lock::take(&*fs, &path, &meta)?;
+        for thing in &others {
+            quarantined.push(thing.put_aside(&*fs, &meta)?);
+        }
         match meta::read_format(&*fs, &path, &meta) {
             Ok(Some(_)) => {}
             Err(error @ (Error::NewerFormat { .. } | Error::Io { .. })) => return Err(error),
@@ -307,7 +418,14 @@ pub fn repair(path: impl AsRef<Path>) -> Result<RepairReport> {
                 quarantined.extend(Place::mend_format(&*fs, &root, &meta, guess(&*fs, &root, &meta)?, found.err())?)
             }
         }
-        quarantined.extend(give_names_back(&*fs, &meta)?);
+        let (segments, left) = give_names_back(&*fs, &meta)?;
+        restored.extend(segments);
+        quarantined.extend(left);
+        if meta::read_format(&*fs, &path, &meta)? == Some(Kept::Files) {
+            let (files, left) = strays::bring_back(&*fs, &root, &meta)?;
+            restored.extend(files);
+            quarantined.extend(left);
+        }
     }
     let kept = meta::read_format(&*fs, &path, &meta)?.ok_or_else(|| nothing(&path))?;
     let engine = loop {
@@ -323,14 +441,20 @@ pub fn repair(path: impl AsRef<Path>) -> Result<RepairReport> {
             Err(Error::Io { path: bad, source, .. })
                 if files::load::is_bad_medium(&source) && bad.parent().is_some_and(|dir| dir.ends_with("journal")) =>
             {
-                quarantined.push(Place::put_segment_aside(&*fs, &meta, &bad, &source.to_string())?);
+                let segment = bad.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+                let journal = fs.open_dir(&meta, meta::JOURNAL_DIR);
+                let journal =
+                    journal.map_err(|error| Error::io("open directory", meta.join(meta::JOURNAL_DIR), error))?;
+                let reason = format!("it cannot be read: {source}");
+                let aside = Place::put_own_aside(&*fs, &meta, (&journal, meta::JOURNAL_DIR), segment, &reason);
+                quarantined.push(aside?);
             }
             done => break done?,
         }
     };
     let (members, collections, _) = engine.tally();
     quarantined.extend(engine.report().quarantined);
-    Ok(RepairReport { members, collections, quarantined })
+    Ok(RepairReport { members, collections, quarantined, restored })
 }
 
 /// Loads, writes anew what has to be, and closes.
@@ -384,11 +508,7 @@ fn has_members(fs: &dyn Fs, root: &Dir) -> Result<bool> {
 
 /// How a store keeps its members that does not say so.
 fn guess(fs: &dyn Fs, root: &Dir, meta: &Dir) -> Result<Kept> {
-    let journal = match fs.open_dir(meta, meta::JOURNAL_DIR) {
-        Ok(journal) => journal,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Kept::Files),
-        Err(error) => return Err(Error::io("open directory", meta.join(meta::JOURNAL_DIR), error)),
-    };
+    let Some(journal) = open_own(fs, meta, meta::JOURNAL_DIR)? else { return Ok(Kept::Files) };
     let numbers = journal::list(fs, &journal)?;
     for number in &numbers {
         let start = journal::read(fs, &journal, *number, 0, journal::segment::HEADER as u64)?;

@@ -16,12 +16,12 @@ use super::{Backend, Files, Layout, Packed, files, front};
 use crate::core::Engine;
 use crate::error::{Error, Result};
 use crate::fs::{Dir, Entry, Fs, Kind, Native};
-use crate::journal::{self, Numbers};
+use crate::journal::{self, Extent, Numbers};
 
 /// Moves the closed store at `path` to `layout`. A store that has it already is left as it is.
 ///
 /// An empty directory becomes an empty store. All members, their versions and the store's counter are kept. It needs room for both layouts at once, and RAM for all
-/// members. To be moved into files, a packed store must have no files beside it, in directories, that could be taken for
+/// members; if it fails before the new one counts, as on a full disk, it removes what it has written. To be moved into files, a packed store must have no files beside it, in directories, that could be taken for
 /// members'. It can be interrupted at any point, by a crash too: the store opens then as what it was, or as what it was to
 /// become, with everything in it, and the same call goes on.
 ///
@@ -82,11 +82,34 @@ fn pack(fs: Arc<dyn Fs>, path: &Path) -> Result<()> {
     let place = files.place()?;
     files.close(counter)?;
 
-    let mut writer = Writer::new(&place, Layout::Packed)?;
-    engine.walk(|collection, codec, record| writer.put(collection, codec, record))?;
-    writer.finish(counter)?;
-    place.write_kept(Kept::PackedBesideFiles)?;
+    // What a close on a full disk has left is not ours to remove.
+    let before = journal::list(&*place.fs, &place.journal)?;
+    let written = write_all(&place, &engine, Layout::Packed, counter);
+    let moved = written.and_then(|()| place.write_kept(Kept::PackedBesideFiles));
+    if moved.is_err() {
+        // What cannot be removed goes with the next load.
+        _ = undo_pack(&place, &before);
+    }
+    moved?;
     remove_files(&place)
+}
+
+/// Removes what was packed, unless it counts already. A part of it says nothing that the files do not say.
+fn undo_pack(place: &Place, before: &[u64]) -> Result<()> {
+    if !place.is_kept(Kept::Files) {
+        return Ok(());
+    }
+    place.remove_temporaries(&place.tmp()?)?;
+    let mut numbers = journal::list(&*place.fs, &place.journal)?;
+    numbers.retain(|number| !before.contains(number));
+    front::remove(place, &numbers)
+}
+
+/// Writes all members in a layout, beside the other.
+fn write_all(place: &Arc<Place>, engine: &Engine, layout: Layout, counter: u64) -> Result<()> {
+    let mut writer = Writer::new(place, layout)?;
+    engine.walk(|collection, codec, record| writer.put(collection, codec, record))?;
+    writer.finish(counter)
 }
 
 fn unpack(fs: Arc<dyn Fs>, path: &Path) -> Result<()> {
@@ -99,15 +122,18 @@ fn unpack(fs: Arc<dyn Fs>, path: &Path) -> Result<()> {
     if place.kept == Kept::Packed {
         refuse_foreign(&place)?;
     }
+    let segments = place.read_segments()?;
     place.forget_segments()?;
-    place.write_kept(Kept::PackedBesideFiles)?;
-    let mut writer = Writer::new(&place, Layout::Files)?;
-    engine.walk(|collection, codec, record| writer.put(collection, codec, record))?;
-    writer.finish(counter)?;
-
+    let begun = place.write_kept(Kept::PackedBesideFiles);
+    let written = begun.and_then(|()| write_all(&place, &engine, Layout::Files, counter));
     // From here on the segments are the journal of a store of files, which says the same as the files do. A part of them
     // might not: so another comes first that says that all of them count for nothing.
-    place.write_kept(Kept::Files)?;
+    let moved = written.and_then(|()| place.write_kept(Kept::Files));
+    if moved.is_err() {
+        // What cannot be removed goes with the next load.
+        _ = undo_unpack(&place, segments);
+    }
+    moved?;
     let front::Segments { known, replaced, highest } = front::segments(&place)?;
     front::remove(&place, &replaced)?;
     let all: Vec<u64> = known.iter().map(|known| known.number).collect();
@@ -117,6 +143,20 @@ fn unpack(fs: Arc<dyn Fs>, path: &Path) -> Result<()> {
     tomb.finish(counter)?;
     front::remove(&place, &all)?;
     front::remove(&place, &[tomb.number])
+}
+
+/// Removes the files that were written, unless they count already.
+fn undo_unpack(place: &Place, segments: Option<Vec<Extent>>) -> Result<()> {
+    let is_begun = place.is_kept(Kept::PackedBesideFiles);
+    if !is_begun && !place.is_kept(Kept::Packed) {
+        return Ok(());
+    }
+    place.remove_temporaries(&place.tmp()?)?;
+    if is_begun {
+        remove_files(place)?;
+    }
+    // Nothing has changed in them since the close.
+    segments.map_or(Ok(()), |segments| place.write_segments(&segments))
 }
 
 /// A file that could be taken for a member's, where members' files are to be written, is somebody's: it must go first, and

@@ -132,7 +132,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-pub use check::{CheckReport, Problem, RepairReport, Severity, check, repair};
+pub use check::{CheckReport, Problem, RepairReport, Restored, Severity, check, repair};
 pub use convert::convert;
 #[cfg(test)]
 pub(crate) use convert::convert_on;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::files::folder::Folder;
+use super::files::meta::Count;
 use super::files::place::Place;
 use super::packed::Out;
 use super::{Change, Layout, front};
@@ -23,14 +24,14 @@ pub(super) struct Writer<'a> {
 }
 
 enum Form<'a> {
-    Files { folder: Folder, lot: Vec<(Box<str>, Arc<str>, Record)>, bytes: usize },
+    Files { folder: Folder, lot: Vec<(Box<str>, Arc<str>, Record)>, bytes: usize, files: u64 },
     Packed { numbers: Numbers, out: Out<'a>, highest: u64 },
 }
 
 impl<'a> Writer<'a> {
     pub(super) fn new(place: &'a Arc<Place>, layout: Layout) -> Result<Writer<'a>> {
         let form = match layout {
-            Layout::Files => Form::Files { folder: Folder::new(place.clone())?, lot: Vec::new(), bytes: 0 },
+            Layout::Files => Form::Files { folder: Folder::new(place.clone())?, lot: Vec::new(), bytes: 0, files: 0 },
             Layout::Packed => {
                 let numbers = Numbers::after(front::segments(place)?.highest);
                 let out = Out::new(place, numbers.next());
@@ -54,7 +55,8 @@ impl<'a> Writer<'a> {
             }
         };
         match &mut self.form {
-            Form::Files { folder, lot, bytes } => {
+            Form::Files { folder, lot, bytes, files } => {
+                *files += 1;
                 *bytes += value.len();
                 lot.push((collection.into(), codec.clone(), record));
                 if lot.len() >= LOT || *bytes >= LOT_BYTES {
@@ -77,11 +79,18 @@ impl<'a> Writer<'a> {
 
     /// Makes all of it durable. `counter` is the highest number in use.
     pub(super) fn finish(self, counter: u64) -> Result<()> {
+        let mut count = None;
         match self.form {
-            Form::Files { mut folder, mut lot, .. } => write(&mut folder, &mut lot)?,
+            Form::Files { mut folder, mut lot, files, .. } => {
+                write(&mut folder, &mut lot)?;
+                count = Some(Count { files, mark: counter });
+            }
             Form::Packed { mut out, .. } => out.finish(counter)?,
         }
-        self.place.write_counter(counter)
+        self.place.write_counter(counter)?;
+        // It says what the last close would have said, and nothing needs it.
+        _ = count.map(|count| self.place.write_count(count));
+        Ok(())
     }
 }
 

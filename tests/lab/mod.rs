@@ -1,6 +1,8 @@
 //! What the tests share: chance that repeats itself, processes to be killed, a look at the disk.
 #![allow(dead_code, reason = "each test uses its part")]
 
+pub(crate) mod copies;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -103,6 +105,11 @@ impl Process {
     /// A line on its standard input.
     pub(crate) fn ask(&mut self, line: &str) {
         writeln!(self.stdin.as_mut().unwrap(), "{line}").unwrap();
+    }
+
+    /// There are no more lines on it.
+    pub(crate) fn end_of_orders(&mut self) {
+        drop(self.stdin.take());
     }
 
     /// SIGKILL, where there are signals.

@@ -123,7 +123,8 @@ fn write_packed(path: &Path) {
     packed.apply(&[put("song", "fourth", 15, "raw", b"never synced")]).unwrap();
 }
 
-/// Every file by its path, without the zeros that a segment ends with, and without the lock.
+/// Every file by its path, without the zeros that a segment ends with, and without the lock, and the number of members,
+/// which nothing needs: there are stores that were closed without it.
 fn tree(root: &Path) -> BTreeMap<String, Vec<u8>> {
     let mut found = BTreeMap::new();
     let mut dirs = vec![root.to_owned()];
@@ -141,7 +142,7 @@ fn tree(root: &Path) -> BTreeMap<String, Vec<u8>> {
                 let end = bytes.iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1);
                 bytes.truncate(end.next_multiple_of(8));
             }
-            if name != ".larder/lock" {
+            if name != ".larder/lock" && name != ".larder/members" {
                 found.insert(name, bytes);
             }
         }

@@ -28,18 +28,38 @@ struct Chunk {
     files: Vec<String>,
 }
 
-/// Gives every member below `root` to the loader, and returns what is damaged and the highest version.
-pub(in crate::backend) fn load(fs: &dyn Fs, root: &Dir, loader: &Loader<'_>) -> Result<(Vec<Damaged>, u64)> {
+/// What stands in a store's directory.
+#[derive(Default)]
+pub(in crate::backend) struct Found {
+    pub(in crate::backend) damaged: Vec<Damaged>,
+    /// The highest version.
+    pub(in crate::backend) highest: u64,
+    /// Files that are members', or damaged.
+    pub(in crate::backend) files: u64,
+}
+
+/// The directories of collections.
+pub(super) fn collections(fs: &dyn Fs, root: &Dir) -> Result<Vec<String>> {
     let listed = fs.list(root).map_err(|error| Error::io("list", root.path(), error))?;
     let is_collection = |entry: &crate::fs::Entry| entry.kind == Kind::Dir && name::could_be_ours(&entry.name);
-    let dirs: Vec<String> = listed.into_iter().filter(is_collection).map(|entry| entry.name).collect();
+    Ok(listed.into_iter().filter(is_collection).map(|entry| entry.name).collect())
+}
 
+/// How many files there are that could be members'.
+pub(in crate::backend) fn count(fs: &dyn Fs, root: &Dir) -> Result<u64> {
     let chunks = Mutex::new(Vec::new());
-    in_parallel(&dirs, |dir| list(fs, root, dir, &chunks), |_| {})?;
+    in_parallel(&collections(fs, root)?, |dir| list(fs, root, dir, &chunks), |_| {})?;
+    Ok(chunks.lock().iter().map(|chunk: &Chunk| chunk.files.len() as u64).sum())
+}
+
+/// Gives every member below `root` to the loader.
+pub(in crate::backend) fn load(fs: &dyn Fs, root: &Dir, loader: &Loader<'_>) -> Result<Found> {
+    let chunks = Mutex::new(Vec::new());
+    in_parallel(&collections(fs, root)?, |dir| list(fs, root, dir, &chunks), |_| {})?;
     let chunks = std::mem::take(&mut *chunks.lock());
 
     let total = chunks.iter().map(|chunk: &Chunk| chunk.files.len() as u64).sum();
-    let found = Mutex::new((Vec::new(), 0u64));
+    let found = Mutex::new(Found { files: total, ..Found::default() });
     let mut done = 0;
     loader.progress(0, total);
     in_parallel(
@@ -47,8 +67,8 @@ pub(in crate::backend) fn load(fs: &dyn Fs, root: &Dir, loader: &Loader<'_>) -> 
         |chunk| {
             let (mut damaged, version) = read(fs, root, chunk, loader)?;
             let mut found = found.lock();
-            found.0.append(&mut damaged);
-            found.1 = found.1.max(version);
+            found.damaged.append(&mut damaged);
+            found.highest = found.highest.max(version);
             Ok(())
         },
         |chunk| {

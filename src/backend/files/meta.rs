@@ -16,6 +16,7 @@ pub(in crate::backend) const LOCK: &str = "lock";
 pub(in crate::backend) const FORMAT_FILE: &str = "format";
 pub(in crate::backend) const COUNTER_FILE: &str = "counter";
 pub(in crate::backend) const SEGMENTS_FILE: &str = "segments";
+pub(in crate::backend) const MEMBERS_FILE: &str = "members";
 
 /// The directory's lock, held while this lives. The file is never unlinked: whoever unlinks a lock hands out a second.
 #[derive(Debug)]
@@ -78,6 +79,12 @@ fn holder(file: &mut dyn LockFile) -> String {
         Ok(note) if note.starts_with("process ") => note.trim().to_owned(),
         _ => "another store".to_owned(),
     }
+}
+
+/// Whether something else than what it must be stands under a name.
+pub(in crate::backend) fn is_other(fs: &dyn Fs, dir: &Dir, name: &str, kind: Kind) -> Result<bool> {
+    let found = fs.kind(dir, name).map_err(|error| Error::io("look at", dir.join(name), error))?;
+    Ok(found.is_some_and(|found| found != kind))
 }
 
 /// Reads a small file of the store's own. `None` when there is none.
@@ -234,6 +241,51 @@ fn mark_line(mark: u64) -> String {
     let line = format!("larder counter {mark}");
     let checksum = crc32fast::hash(line.as_bytes());
     format!("{line} crc32={checksum:08x}\n")
+}
+
+/// How many members' files a store was closed with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::backend) struct Count {
+    pub(in crate::backend) files: u64,
+    /// The counter's mark of that close: of any other, the number says nothing.
+    pub(in crate::backend) mark: u64,
+}
+
+impl Count {
+    fn line(self) -> String {
+        let line = format!("larder members {} counter={}", self.files, self.mark);
+        let checksum = crc32fast::hash(line.as_bytes());
+        format!("{line} crc32={checksum:08x}\n")
+    }
+}
+
+/// `None` if the store was not closed by who counts, or what it says is damaged: it is there to find what is missing, and
+/// nothing else needs it.
+pub(in crate::backend) fn read_count(fs: &dyn Fs, meta: &Dir) -> Result<Option<Count>> {
+    let Some(bytes) = read_small(fs, meta, MEMBERS_FILE)? else { return Ok(None) };
+    let text = std::str::from_utf8(&bytes).unwrap_or_default();
+    let numbers = text.strip_prefix("larder members ").and_then(|rest| {
+        let (files, rest) = rest.split_once(" counter=")?;
+        let (mark, _) = rest.split_once(' ')?;
+        Some(Count { files: files.parse().ok()?, mark: mark.parse().ok()? })
+    });
+    Ok(numbers.filter(|count| count.line() == text))
+}
+
+pub(in crate::backend) fn write_count(fs: &dyn Fs, meta: &Dir, tmp: &Dir, count: Count) -> Result<()> {
+    let temporary = replace(fs, tmp, MEMBERS_FILE, &count.line(), false)?;
+    // A crash may take it, or tear it, or bring the last one back, which has another mark: nobody misses it.
+    fs.rename(tmp, &temporary, meta, MEMBERS_FILE).map_err(|error| Error::io("replace", meta.join(MEMBERS_FILE), error))
+}
+
+/// Removes it, durably.
+pub(in crate::backend) fn forget_count(fs: &dyn Fs, meta: &Dir) -> Result<()> {
+    match fs.unlink(meta, MEMBERS_FILE) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(Error::io("unlink", meta.join(MEMBERS_FILE), error))
+        }
+        _ => fs.sync_dir(meta).map_err(|error| Error::io("sync directory", meta.path(), error)),
+    }
 }
 
 /// Refuses a path that is no store and cannot become one. Creates nothing.

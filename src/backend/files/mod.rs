@@ -14,6 +14,7 @@ pub(super) mod load;
 pub(super) mod meta;
 pub(super) mod name;
 pub(super) mod place;
+pub(super) mod strays;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -27,7 +28,7 @@ use crate::fs::{Fs, Native};
 use crate::journal::{self, Extent, Numbers, segment};
 use folder::Folder;
 use follower::Follower;
-use meta::{META_DIR, Mark};
+use meta::{Count, META_DIR, Mark};
 use place::Place;
 
 /// How long a full journal may wait for files that make no progress at all.
@@ -57,6 +58,8 @@ struct Opened {
     follower: Follower,
     /// What the counter's file says; `None` if there is none, or a damaged one.
     mark: Option<u64>,
+    /// The mark with which the number of files is noted that there are.
+    counted: Option<u64>,
     max_journal: u64,
 }
 
@@ -167,8 +170,11 @@ impl Opened {
     fn load(place: Arc<Place>, max_journal: u64, loader: &Loader<'_>) -> Result<Opened> {
         // Beside a writer, what is in the journal now is in the files a moment later, and not the other way round.
         let early = if place.is_only_looked_at() { Some(Early::read(&place)?) } else { None };
-        let (mut damaged, highest) = load::load(&*place.fs, &place.root, loader)?;
-        let (mark, mut counter) = match meta::read_mark(&*place.fs, &place.meta)? {
+        let closed = place.read_count()?;
+        let load::Found { mut damaged, highest, files } = load::load(&*place.fs, &place.root, loader)?;
+        // Beside a writer: before the mark is looked at, for a close writes that before it removes the last segment.
+        let is_at_rest = journal::list(&*place.fs, &place.journal)?.is_empty();
+        let (mark, mut counter) = match place.read_mark()? {
             Mark::At(mark) => (Some(mark), mark),
             Mark::Missing => (None, 0),
             Mark::Damaged(reason) => {
@@ -177,6 +183,14 @@ impl Opened {
             }
         };
         counter = counter.max(highest);
+        let closed = closed.filter(|closed| is_at_rest && Some(closed.mark) == mark);
+        if let Some(closed) = closed.filter(|closed| files < closed.files) {
+            let missing = closed.files - files;
+            let reason =
+                format!("the store was closed with {} members, and {missing} of them are missing", closed.files);
+            loader.quarantined(place.root.path(), reason, place.root.path());
+        }
+        let counted = closed.filter(|closed| closed.files == files && damaged.is_empty()).map(|closed| closed.mark);
 
         let background = loader.background.clone();
         let follower = Follower::new(place.clone(), background, max_journal / 2);
@@ -230,6 +244,9 @@ impl Opened {
         // A file that a frame replaces may be anything: the crash came between its name and its bytes.
         damaged.retain(|damaged| !replaced.contains(&(damaged.dir.clone(), damaged.file.clone())));
         damaged.sort_by(|a, b| (&a.dir, &a.file).cmp(&(&b.dir, &b.file)));
+        if !damaged.is_empty() && !place.is_only_looked_at() {
+            place.forget_count()?;
+        }
         for (number, damaged) in damaged.iter().enumerate() {
             let dir = place.fs.open_dir(&place.root, &damaged.dir);
             let dir = dir.map_err(|error| Error::io("open directory", place.root.join(&damaged.dir), error))?;
@@ -247,7 +264,7 @@ impl Opened {
         front::remove(&place, &gone)?;
         let numbers = Arc::new(Numbers::after(last.number.max(highest)));
         let front = Front::new(place, numbers, last, carried, counter, segment);
-        Ok(Opened { front, follower, mark, max_journal })
+        Ok(Opened { front, follower, mark, counted, max_journal })
     }
 
     /// What an earlier process left behind goes first.
@@ -288,9 +305,14 @@ impl Opened {
         let removals = changes.iter().filter(|change| matches!(change, Change::Delete { .. } | Change::Clear { .. }));
         let removals: Vec<Change<'_>> = removals.copied().collect();
         let Ok(mut folder) = Folder::new(self.front.place.clone()) else { return false };
+        if removals.is_empty() {
+            return false;
+        }
+        // Nothing but the number of files could say later that they were there.
+        _ = self.front.place.forget_count();
         // What cannot be removed now is removed when the files follow.
         folder.remove(&removals, &mut Vec::new());
-        !removals.is_empty()
+        true
     }
 
     fn sync(&mut self) -> Result<()> {
@@ -349,9 +371,20 @@ impl Opened {
                 }
             }
         }
+        if !but_the_last && self.counted != Some(counter) && self.count(counter).is_ok() {
+            self.counted = Some(counter);
+        }
         self.front.journal.seal();
         self.tell_follower();
         self.follower.retire_all(but_the_last)
+    }
+
+    /// Notes how many files there are, to find what somebody takes away. Nothing needs it: if it fails, there is none of
+    /// this close, and that is all.
+    fn count(&self, mark: u64) -> Result<()> {
+        let place = &self.front.place;
+        let files = load::count(&*place.fs, &place.root)?;
+        place.write_count(Count { files, mark })
     }
 }
 

@@ -3,9 +3,10 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::meta::{self, JOURNAL_DIR, Kept, Lock, META_DIR, QUARANTINE_DIR, TMP_DIR};
+use super::meta::{self, Count, JOURNAL_DIR, Kept, Lock, META_DIR, QUARANTINE_DIR, TMP_DIR};
 use super::{header, load, name};
 use crate::backend::{Change, Layout, Loader, Quarantined};
 use crate::error::{Error, Result};
@@ -24,6 +25,8 @@ pub(in crate::backend) struct Place {
     pub(in crate::backend) kept: Kept,
     /// `None` for one that is only looked at: nothing is changed there.
     lock: Option<Lock>,
+    /// What is of another kind than it must be has been told, and is taken for missing.
+    is_checked: bool,
 }
 
 impl Place {
@@ -49,7 +52,7 @@ impl Place {
         let quarantine = open_or_make(&*fs, &meta, QUARANTINE_DIR)?;
         let journal = Arc::new(open_or_make(&*fs, &meta, JOURNAL_DIR)?);
         let kept = format.unwrap_or(if layout == Layout::Files { Kept::Files } else { Kept::Packed });
-        let place = Place { fs, root, meta, journal, quarantine, kept, lock: Some(lock) };
+        let place = Place { fs, root, meta, journal, quarantine, kept, lock: Some(lock), is_checked: false };
         if format.is_none() {
             place.initialise(&tmp)?;
         } else if place.was_never_closed()? {
@@ -61,7 +64,8 @@ impl Place {
     }
 
     /// Opens the directory of a store that may belong to somebody else, to look at it.
-    /// `kept` is what the format says if it says nothing.
+    /// `kept` is what the format says if it says nothing; who gives it has seen what is wrong with the rest, and goes on
+    /// without it.
     pub(in crate::backend) fn look(path: &Path, fs: Arc<dyn Fs>, kept: Option<Kept>) -> Result<Place> {
         let nothing = || Error::NotAStore { path: path.to_owned(), reason: "there is no store" };
         let open = |parent: &Dir, name: &str| {
@@ -75,6 +79,7 @@ impl Place {
             _ => Error::io("open directory", path, error),
         })?;
         let meta = open(&root, META_DIR)?;
+        let is_checked = kept.is_some();
         let kept = match kept {
             Some(kept) => kept,
             None => meta::read_format(&*fs, path, &meta)?.ok_or_else(nothing)?,
@@ -82,14 +87,33 @@ impl Place {
         // One that is not there holds nothing, as this one does: no name in it is a segment's.
         let or_meta = |name| match fs.open_dir(&meta, name) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => open(&root, META_DIR),
+            Err(_) if is_checked && meta::is_other(&*fs, &meta, name, Kind::Dir)? => open(&root, META_DIR),
             opened => opened.map_err(|error| Error::io("open directory", meta.join(name), error)),
         };
         let (journal, quarantine) = (Arc::new(or_meta(JOURNAL_DIR)?), or_meta(QUARANTINE_DIR)?);
-        Ok(Place { fs, root, meta, journal, quarantine, kept, lock: None })
+        Ok(Place { fs, root, meta, journal, quarantine, kept, lock: None, is_checked })
     }
 
     pub(in crate::backend) fn is_only_looked_at(&self) -> bool {
         self.lock.is_none()
+    }
+
+    /// Whether there is nothing to be read of a file of larder's own, since something else stands there.
+    fn is_no_file(&self, name: &str) -> Result<bool> {
+        Ok(self.is_checked && meta::is_other(&*self.fs, &self.meta, name, Kind::File)?)
+    }
+
+    pub(in crate::backend) fn read_mark(&self) -> Result<meta::Mark> {
+        let missing = self.is_no_file(meta::COUNTER_FILE)?;
+        if missing { Ok(meta::Mark::Missing) } else { meta::read_mark(&*self.fs, &self.meta) }
+    }
+
+    pub(in crate::backend) fn read_count(&self) -> Result<Option<Count>> {
+        if self.is_no_file(meta::MEMBERS_FILE)? { Ok(None) } else { meta::read_count(&*self.fs, &self.meta) }
+    }
+
+    pub(in crate::backend) fn read_segments(&self) -> Result<Option<Vec<Extent>>> {
+        if self.is_no_file(meta::SEGMENTS_FILE)? { Ok(None) } else { meta::read_segments(&*self.fs, &self.meta) }
     }
 
     fn was_never_closed(&self) -> Result<bool> {
@@ -110,39 +134,40 @@ impl Place {
         kept: Kept,
         damaged: Option<Error>,
     ) -> Result<Option<Quarantined>> {
-        let (tmp, quarantine) = (open_or_make(fs, meta, TMP_DIR)?, open_or_make(fs, meta, QUARANTINE_DIR)?);
-        let path = meta.join(meta::FORMAT_FILE);
-        let moved = damaged.map(|error| {
-            let name = load::quarantine_name(now(), 0, META_DIR, meta::FORMAT_FILE);
-            let moved = fs.rename(meta, meta::FORMAT_FILE, &quarantine, &name);
-            moved.map_err(|error| Error::io("quarantine", &path, error))?;
-            Ok(Quarantined { path: path.clone(), reason: error.to_string(), moved_to: quarantine.join(&name) })
-        });
+        let tmp = open_or_make(fs, meta, TMP_DIR)?;
+        let moved = damaged
+            .map(|error| Place::put_own_aside(fs, meta, (meta, META_DIR), meta::FORMAT_FILE, &error.to_string()));
         let moved = moved.transpose()?;
-        for dir in [&quarantine, meta, root] {
+        for dir in [meta, root] {
             fs.sync_dir(dir).map_err(|error| Error::io("sync directory", dir.path(), error))?;
         }
         meta::write_format(fs, meta, &tmp, kept)?;
         Ok(moved)
     }
 
-    /// Moves a segment that cannot be read into quarantine.
-    pub(in crate::backend) fn put_segment_aside(
+    /// Moves what stands in `dir`, which is `.larder` or in it, into quarantine, whatever it is, with a note.
+    pub(in crate::backend) fn put_own_aside(
         fs: &dyn Fs,
         meta: &Dir,
-        path: &Path,
+        (dir, dir_name): (&Dir, &str),
+        name: &str,
         reason: &str,
     ) -> Result<Quarantined> {
-        let (journal, quarantine) = (open_or_make(fs, meta, JOURNAL_DIR)?, open_or_make(fs, meta, QUARANTINE_DIR)?);
-        let segment = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        let name = load::quarantine_name(now(), 0, JOURNAL_DIR, segment);
-        let moved = fs.rename(&journal, segment, &quarantine, &name);
-        moved.map_err(|error| Error::io("quarantine", path, error))?;
-        for dir in [&quarantine, &journal] {
+        let path = dir.join(name);
+        let failed = |error| Error::io("quarantine", &path, error);
+        // Things of one name may be put aside at once.
+        static NUMBER: AtomicUsize = AtomicUsize::new(0);
+        let target = load::quarantine_name(now(), NUMBER.fetch_add(1, Ordering::Relaxed), dir_name, name);
+        // By way of another name: it may stand in the place of the quarantine itself.
+        fs.rename(dir, name, meta, &target).map_err(failed)?;
+        let quarantine = open_or_make(fs, meta, QUARANTINE_DIR)?;
+        write_note(fs, &quarantine, &target, &path, reason)?;
+        fs.rename(meta, &target, &quarantine, &target).map_err(failed)?;
+        for dir in [&quarantine, dir, meta] {
             fs.sync_dir(dir).map_err(|error| Error::io("sync directory", dir.path(), error))?;
         }
-        let reason = format!("it cannot be read: {reason}");
-        Ok(Quarantined { path: path.to_owned(), reason, moved_to: quarantine.join(&name) })
+        let moved_to = quarantine.join(&target);
+        Ok(Quarantined { path, reason: reason.to_owned(), moved_to })
     }
 
     /// The format is written last: without it there is nothing in the directory that counts.
@@ -160,7 +185,7 @@ impl Place {
     }
 
     /// Whatever stands in the directory for temporary files is left over from a crash.
-    fn remove_temporaries(&self, tmp: &Dir) -> Result<()> {
+    pub(in crate::backend) fn remove_temporaries(&self, tmp: &Dir) -> Result<()> {
         let listed = self.fs.list(tmp).map_err(|error| Error::io("list", tmp.path(), error))?;
         for entry in listed.iter().filter(|entry| entry.kind == Kind::File) {
             let removed = self.fs.unlink(tmp, &entry.name);
@@ -185,6 +210,11 @@ impl Place {
         meta::write_format(&*self.fs, &self.meta, &self.tmp()?, kept)
     }
 
+    /// Whether the format says so now. Not if it cannot be read.
+    pub(in crate::backend) fn is_kept(&self, kept: Kept) -> bool {
+        meta::read_format(&*self.fs, self.root.path(), &self.meta).is_ok_and(|found| found == Some(kept))
+    }
+
     /// Notes the segments of a packed store that is closed, and how far they reach.
     pub(in crate::backend) fn write_segments(&self, segments: &[Extent]) -> Result<()> {
         meta::write_segments(&*self.fs, &self.meta, &self.tmp()?, segments)
@@ -199,6 +229,16 @@ impl Place {
             // A load that failed may have removed it without making that durable.
             _ => self.sync_dir(&self.meta),
         }
+    }
+
+    /// Notes how many members' files a store is closed with.
+    pub(in crate::backend) fn write_count(&self, count: Count) -> Result<()> {
+        meta::write_count(&*self.fs, &self.meta, &self.tmp()?, count)
+    }
+
+    /// Some of them are about to go, without a change of the store.
+    pub(in crate::backend) fn forget_count(&self) -> Result<()> {
+        meta::forget_count(&*self.fs, &self.meta)
     }
 
     /// Moves a segment of which nothing can be read, and nothing is known to have been durable, out of the way: a crash may
@@ -281,17 +321,8 @@ impl Place {
         self.sync_dir(&self.quarantine)
     }
 
-    /// The note is created first: it must not exist yet, so its name keeps the file's from being taken twice. On a full
-    /// disk the file is put aside without one, for the store must open to be emptied.
     fn write_note(&self, target: &str, from: &Path, reason: &str) -> Result<()> {
-        let note = format!("{target}.reason");
-        let text = format!("{}\n{reason}\n", from.display());
-        let written =
-            self.fs.create(&self.quarantine, &note).and_then(|mut file| write_all(&mut *file, text.as_bytes()));
-        match written {
-            Err(error) if journal::is_full(&error) => Ok(()),
-            written => written.map_err(|error| Error::io("write", self.quarantine.join(&note), error)),
-        }
+        write_note(&*self.fs, &self.quarantine, target, from, reason)
     }
 
     fn write_copy(&self, target: &str, bytes: &[u8]) -> io::Result<()> {
@@ -312,6 +343,18 @@ impl Place {
         self.write_copy(&target, &bytes).map_err(|error| Error::io("quarantine", &from, error))?;
         self.sync_quarantine()?;
         Ok(self.quarantine.join(&target))
+    }
+}
+
+/// The note is created first: it must not exist yet, so its name keeps the file's from being taken twice. On a full
+/// disk the file is put aside without one, for the store must open to be emptied.
+fn write_note(fs: &dyn Fs, quarantine: &Dir, target: &str, from: &Path, reason: &str) -> Result<()> {
+    let note = format!("{target}.reason");
+    let text = format!("{}\n{reason}\n", from.display());
+    let written = fs.create(quarantine, &note).and_then(|mut file| write_all(&mut *file, text.as_bytes()));
+    match written {
+        Err(error) if journal::is_full(&error) => Ok(()),
+        written => written.map_err(|error| Error::io("write", quarantine.join(&note), error)),
     }
 }
 

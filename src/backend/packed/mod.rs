@@ -278,13 +278,13 @@ pub(super) fn look(place: &Arc<Place>, loader: &Loader<'_>) -> Result<u64> {
 }
 
 fn load(place: &Arc<Place>, loader: &Loader<'_>) -> Result<Found> {
-    let (mark, mut counter) = match meta::read_mark(&*place.fs, &place.meta)? {
+    let (mark, mut counter) = match place.read_mark()? {
         Mark::At(mark) => (Ok(()), mark),
         Mark::Missing => (Ok(()), 0),
         Mark::Damaged(reason) => (Err(reason), 0),
     };
     let front::Segments { mut known, replaced, highest } = front::segments(place)?;
-    for Extent { number, end } in meta::read_segments(&*place.fs, &place.meta)?.unwrap_or_default() {
+    for Extent { number, end } in place.read_segments()?.unwrap_or_default() {
         let path = place.journal.join(&journal::file_name(number));
         match known.iter_mut().find(|known| known.number == number) {
             Some(known) => known.durable = known.durable.max(end),
