@@ -401,7 +401,7 @@ fn kill_again_and_again(layout: Layout) {
 // ---- copies of a store that is being written ----
 
 /// In each layout.
-const COPY_KILLS: usize = 40;
+const COPY_KILLS: usize = 24;
 
 const COPIES: &str = "LARDER_SIGKILL_COPIES";
 
@@ -420,7 +420,7 @@ fn child_writes_and_copies() {
 fn a_process_that_is_killed_while_it_copies_leaves_whole_copies_of_one_moment_or_none() {
     for layout in [Layout::Files, Layout::Packed] {
         let dir = tempfile::tempdir().unwrap();
-        let mut chance = Chance::new(40);
+        let mut chance = Chance::new(24);
         let mut said = copies::Said::default();
         let (mut whole, mut amidst, mut untold) = (0, 0, 0);
         for _ in 0..COPY_KILLS {

@@ -6,7 +6,7 @@ mod lab;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use lab::{as_after_a_crash, segments, tree};
 use larder::{Error, Layout, Severity, Store, View};
@@ -275,6 +275,40 @@ fn a_view_never_shows_less_than_what_was_flushed_before_however_fast_the_store_c
             done.store(true, Ordering::Relaxed);
         });
     }
+}
+
+#[test]
+fn a_view_misses_nothing_beside_a_store_that_is_opened_and_closed_with_more_and_with_fewer_members() {
+    let (_dir, path) = temporary();
+    filled(&path, Layout::Files).0.close().unwrap();
+    let (done, rounds) = (AtomicBool::new(false), AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        let _ends = Ends(&done);
+        let writer = scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                let round = rounds.fetch_add(1, Ordering::Relaxed);
+                let store = Store::open(&path).unwrap();
+                for number in 0..20 {
+                    let key = format!("song/{number}");
+                    if round % 2 == 0 {
+                        store.put(key, "again").unwrap();
+                    } else {
+                        store.delete(key).unwrap();
+                    }
+                }
+                store.close().unwrap();
+            }
+        });
+        let mut view = Store::open_read_only(&path).unwrap();
+        let mut looks = 0;
+        while (looks < 200 || rounds.load(Ordering::Relaxed) < 20) && !writer.is_finished() {
+            looks += 1;
+            view.refresh().unwrap();
+            assert_eq!(view.load_report().quarantined, []);
+        }
+        done.store(true, Ordering::Relaxed);
+        writer.join().unwrap();
+    });
 }
 
 #[test]

@@ -213,11 +213,12 @@ pub(crate) fn look(copies: &Path) -> (BTreeMap<u64, [u64; WRITERS]>, usize, Vec<
     (whole, unfinished, wrong)
 }
 
-/// The rounds that are in a copy, if nothing at all is wrong with it.
+/// The rounds that are in a copy, if nothing is wrong with it.
 fn look_at(copy: &Path) -> Result<[u64; WRITERS], String> {
     let told = |error: larder::Error| error.to_string();
     let report = larder::check(copy).map_err(told)?;
-    if let Some(problem) = report.problems.first() {
+    // The worst comes first. After a power cut a file may have its temporary name, too, which is no more than noted.
+    if let Some(problem) = report.problems.first().filter(|_| !report.is_sound()) {
         return Err(problem.to_string());
     }
     let store = Store::open(copy).map_err(told)?;
