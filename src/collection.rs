@@ -319,6 +319,10 @@ impl<T: Send + Sync + 'static> Collection<T> {
         &self.handle
     }
 
+    pub(crate) fn shelves(&self) -> &Arc<Shelves> {
+        &self.shelves
+    }
+
     pub(crate) fn shelf(&self) -> &Shelf<Arc<T>> {
         &self.shelf
     }

@@ -1,6 +1,7 @@
 //! What every handle of a store shares: its life, the map, and what a write owes to the janitor.
 
 use std::any::Any;
+use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -15,13 +16,14 @@ use crate::expiry::Agenda;
 use crate::fs::Native;
 use crate::janitor::{self, Concern, Link, Msg};
 use crate::key::{self, MAX_VALUE};
-use crate::map::{Ledger, MAX_VERSION, Named, Refused, Registry, Stamp};
+use crate::map::{Ledger, MAX_VERSION, Named, Refused, Registry, Stamp, Told, Watching};
 use crate::options::{Durability, Knobs, Options};
 use crate::report::{BackupReport, CloseReport, LoadReport};
 use crate::shelf::{Record, Shelves, Stop};
 use crate::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use crate::sync::{Mutex, MutexGuard, NameHasher, Receiver, RecvTimeoutError, Sender, bounded, thread};
 use crate::value::{Member, Value};
+use crate::watch::{After, Holding, Watches};
 
 /// The states of a store's life, in the order in which they follow each other; a load that fails goes back to
 /// `NEW`, a close that fails to `OPEN`.
@@ -63,6 +65,7 @@ pub(crate) struct Engine {
     pub(crate) registry: Registry<Shelves>,
     pub(crate) clock: Arc<Clock>,
     pub(crate) agenda: Arc<Agenda>,
+    pub(crate) watches: Arc<Watches>,
     hasher: NameHasher,
     codecs: Codecs,
     /// The number of the last write.
@@ -133,6 +136,7 @@ impl Engine {
         Engine {
             registry: Registry::new(hasher.clone()),
             agenda: Agenda::new(clock.clone()),
+            watches: Arc::default(),
             clock,
             hasher,
             codecs: Codecs::new(),
@@ -346,6 +350,45 @@ pub(crate) struct Lane<'a> {
     core: &'a Core,
     engine: &'a Engine,
     shelves: &'a Shelves,
+    /// Dropped with the lane, when no lock is held.
+    after: RefCell<Option<After>>,
+}
+
+/// Who watches, while a change of one member gets its number.
+struct Watcher<'a> {
+    holding: Option<Holding<'a>>,
+    shelves: Arc<Shelves>,
+    after: &'a RefCell<Option<After>>,
+}
+
+impl Watching for Watcher<'_> {
+    fn tell(&mut self, told: Told, version: u64) {
+        if let Some(holding) = &mut self.holding {
+            holding.tell(&self.shelves, told, version);
+        }
+    }
+}
+
+impl Drop for Watcher<'_> {
+    fn drop(&mut self) {
+        if let Some(holding) = self.holding.take() {
+            let older = self.after.replace(Some(holding.done()));
+            debug_assert!(older.is_none(), "a lane is for one change");
+        }
+    }
+}
+
+impl Lane<'_> {
+    #[cold]
+    fn hold(&self) -> Box<dyn Watching + '_> {
+        let holding = Some(Holding::new(&self.engine.watches));
+        Box::new(Watcher { holding, shelves: self.engine.registry.by_id(self.shelves.id), after: &self.after })
+    }
+
+    /// Whether somebody watches the collection.
+    pub(crate) fn is_watched(&self) -> bool {
+        self.engine.watches.wants(self.shelves)
+    }
 }
 
 impl Ledger for Lane<'_> {
@@ -376,6 +419,11 @@ impl Ledger for Lane<'_> {
     fn next_version(&self) -> u64 {
         // Whoever has a number above a cut sees the cut.
         self.engine.version.0.fetch_add(1, Ordering::Acquire) + 1
+    }
+
+    #[inline]
+    fn watch(&self) -> Option<Box<dyn Watching + '_>> {
+        if self.is_watched() { Some(self.hold()) } else { None }
     }
 
     #[inline]
@@ -461,7 +509,7 @@ impl Core {
 
     #[inline]
     pub(crate) fn lane<'a>(&'a self, engine: &'a Engine, shelves: &'a Shelves) -> Lane<'a> {
-        Lane { core: self, engine, shelves }
+        Lane { core: self, engine, shelves, after: RefCell::new(None) }
     }
 
     /// Does a write: again when the collection's members have moved, and after waiting when the bytes not yet durable
@@ -684,6 +732,7 @@ impl Core {
         }
         if closing.done {
             engine.agenda.end();
+            engine.watches.end();
         }
         if let Some(panic) = seen.panic {
             resume_unwind(panic);
@@ -748,6 +797,7 @@ impl Core {
         }
         if self.life.load(Ordering::Acquire) != life::OPEN {
             engine.agenda.end();
+            engine.watches.end();
             return;
         }
         let own_thread = engine.link.on_janitor_thread();
@@ -758,6 +808,7 @@ impl Core {
         }
         self.life.store(life::CLOSED, Ordering::Release);
         engine.agenda.end();
+        engine.watches.end();
         engine.registry.all().iter().for_each(|shelves| shelves.barrier());
         let (reply, answer) = bounded(1);
         engine.send(Msg::Stop(reply));
@@ -1029,7 +1080,7 @@ impl Sink for Intake<'_> {
 }
 
 impl Shelves {
-    fn barrier(&self) {
+    pub(crate) fn barrier(&self) {
         use crate::shelf::AnyShelf;
         // Both: a write that found the first before the members moved has passed it by now.
         self.raw.barrier();

@@ -64,6 +64,13 @@ pub enum Error {
         /// How often it was tried.
         attempts: u32,
     },
+    /// Changes after the version asked for are not held any more.
+    Missed {
+        /// The version asked for.
+        asked: u64,
+        /// The lowest version after which all changes are held.
+        oldest: u64,
+    },
     /// A transaction was given up by its closure. See [`Error::aborted`].
     Aborted {
         /// What the closure said.
@@ -222,6 +229,9 @@ impl fmt::Display for Error {
             }
             Error::Conflict { attempts } => {
                 write!(f, "others have changed what the transaction had read, {attempts} times")
+            }
+            Error::Missed { asked, oldest } => {
+                write!(f, "changes after version {asked} are not held any more: only those after {oldest} are")
             }
             Error::Aborted { source } => write!(f, "the transaction was given up: {source}"),
             Error::Overflow { key } => write!(f, "{} cannot count so far in its type", Shown(key)),

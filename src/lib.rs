@@ -109,6 +109,7 @@ mod transaction;
 mod update;
 mod value;
 mod view;
+mod watch;
 
 pub use backend::{
     Backend, CheckReport, Layout, Problem, Progress, Quarantined, RepairReport, Restored, Severity, Stage, check,
@@ -128,6 +129,7 @@ pub use transaction::{Transaction, TypedTransaction};
 pub use update::Integer;
 pub use value::{Member, Value};
 pub use view::View;
+pub use watch::{ChangeKind, Changed, Watch, Watched};
 
 /// The documents, compiled as tests.
 #[cfg(doctest)]

@@ -16,10 +16,11 @@ use crate::codec::{Codec, CodecError, RAW};
 use crate::error::{Error, Result};
 use crate::key;
 use crate::map::{
-    Act, Done, Found, Ledger, Locked, Named, New, Only, Reads, Refused, Scan, Seen, Stamp, Stored, Table, Taken, Until,
+    Act, Done, Found, Held, Ledger, Locked, Named, New, Only, Reads, Refused, Scan, Seen, Stamp, Stored, Table, Taken,
+    Until,
 };
 use crate::sync::NameHasher;
-use crate::sync::atomic::AtomicU64;
+use crate::sync::atomic::{AtomicBool, AtomicU64};
 use crate::value::{Member, Value};
 
 /// Why a shelf would not do something.
@@ -214,9 +215,6 @@ pub(crate) trait AnyShelf: Send + Sync {
     fn describe(&self) -> String;
     fn as_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync>;
 }
-
-/// A value as a shelf holds it.
-pub(crate) type Held = Box<dyn Any + Send + Sync>;
 
 /// Shards of a shelf, locked.
 pub(crate) trait AnyLocked {
@@ -513,8 +511,10 @@ impl<V: Stored> Shelf<V> {
 
 /// A collection: its bytes, and once it is opened as a type, its values.
 pub(crate) struct Shelves {
-    name: Box<str>,
+    name: Arc<str>,
     pub(crate) id: u32,
+    /// Somebody watches the collection.
+    pub(crate) watched: AtomicBool,
     pub(crate) raw: Shelf<Value>,
     pub(crate) typed: OnceLock<Arc<dyn AnyShelf>>,
     /// The version of the last clear that the janitor has not come to; 0 for none. Written with all shards locked, and
@@ -525,7 +525,18 @@ pub(crate) struct Shelves {
 impl Shelves {
     pub(crate) fn new(name: &str, id: u32, hasher: NameHasher, clock: Arc<Clock>) -> Self {
         let raw = Shelf { table: Table::new(hasher, clock), form: Form::raw() };
-        Shelves { name: name.into(), id, raw, typed: OnceLock::new(), clear: AtomicU64::new(0) }
+        Shelves {
+            name: name.into(),
+            id,
+            watched: AtomicBool::new(false),
+            raw,
+            typed: OnceLock::new(),
+            clear: AtomicU64::new(0),
+        }
+    }
+
+    pub(crate) fn shared_name(&self) -> Arc<str> {
+        self.name.clone()
     }
 
     /// The shelf that holds the members now.

@@ -12,7 +12,7 @@
 //! in between is seen.
 
 use std::any::Any;
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
@@ -24,11 +24,12 @@ use crate::core::{Engine, Lane};
 use crate::error::{Error, Result};
 use crate::janitor::{self, Concern, Msg};
 use crate::key::{self, MAX_VALUE};
-use crate::map::{Ledger, Reads, Refused, Scan, Until};
-use crate::shelf::{AnyLocked, AnyShelf, Held, Shelves, Stop};
+use crate::map::{Held, Ledger, Reads, Refused, Scan, Told, Until, Watching};
+use crate::shelf::{AnyLocked, AnyShelf, Shelves, Stop};
 use crate::store::{Handle, Store};
 use crate::sync::thread;
 use crate::value::{Member, Value};
+use crate::watch::Holding;
 
 /// How often a transaction is tried.
 const ATTEMPTS: u32 = 500;
@@ -526,12 +527,15 @@ impl Transaction<'_> {
             lane.charge(charge as isize)?;
             engine.link.transaction_comes();
         }
+        let is_watched = |touched: &Touched| !touched.writes.is_empty() && engine.watches.wants(&touched.shelves);
+        let holding = self.touched.values().any(is_watched).then(|| RefCell::new(Holding::new(&engine.watches)));
         let version = lane.next_version();
         let mut sent = janitor::Transaction { writes: Vec::new() };
         let mut charged = 0;
         for (touched, shards) in &mut locked {
             let lane = core.lane(engine, &touched.shelves);
-            let share = Share { lane, version, charged: Cell::new(0) };
+            let (holding, shelves) = (holding.as_ref(), &touched.shelves);
+            let share = Share { lane, shelves, version, holding, charged: Cell::new(0) };
             for (member, placed) in &touched.writes {
                 let new = placed.as_ref().map(|placed| (&placed.value, placed.codec, placed.until));
                 shards.write(member, new, &share)?;
@@ -555,22 +559,26 @@ impl Transaction<'_> {
             engine.adjust_unsaved(charged - charge as isize);
             engine.send(Msg::Transaction(sent));
         }
+        let after = holding.map(|holding| holding.into_inner().done());
         // What was replaced is dropped when the last lock is gone.
         let replaced: Vec<Box<dyn Any>> = locked.into_iter().map(|(_, shards)| shards.unlock()).collect();
-        drop(replaced);
+        drop((replaced, after));
         Ok(())
     }
 }
 
 /// The way into the map of one of the writes of a transaction, which has seen to everything already.
-struct Share<'a> {
+struct Share<'a, 'h> {
     lane: Lane<'a>,
+    shelves: &'a Arc<Shelves>,
     version: u64,
+    /// The rings, if anybody watches any of it.
+    holding: Option<&'a RefCell<Holding<'h>>>,
     /// What all of them have changed the bytes not yet durable by.
     charged: Cell<isize>,
 }
 
-impl Ledger for Share<'_> {
+impl Ledger for Share<'_, '_> {
     fn check_open(&self) -> Result<(), Refused> {
         Ok(())
     }
@@ -597,7 +605,24 @@ impl Ledger for Share<'_> {
         self.lane.schedule(member, old, new);
     }
 
+    fn watch(&self) -> Option<Box<dyn Watching + '_>> {
+        let holding = self.holding.filter(|_| self.lane.is_watched())?;
+        Some(Box::new(Part { holding, shelves: self.shelves }))
+    }
+
     fn cut(&self) -> u64 {
         self.lane.cut()
+    }
+}
+
+/// The word of one of the writes.
+struct Part<'a, 'h> {
+    holding: &'a RefCell<Holding<'h>>,
+    shelves: &'a Arc<Shelves>,
+}
+
+impl Watching for Part<'_, '_> {
+    fn tell(&mut self, told: Told, version: u64) {
+        self.holding.borrow_mut().tell(self.shelves, told, version);
     }
 }

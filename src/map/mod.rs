@@ -14,7 +14,10 @@ pub(crate) use locked::{Locked, Reads, Scan};
 pub(crate) use registry::{Named, Registry};
 pub(crate) use table::{Act, Done, Found, New, Only, Seen, Table, Taken, Until};
 
+use std::any::Any;
+
 use crate::value::{Member, Value};
+use crate::watch::ChangeKind;
 
 /// What a member's slot says beside its value: 54 bits of version, 8 of codec, whether there is a deadline, and the dirty
 /// mark.
@@ -91,6 +94,23 @@ impl<T: Send + Sync + 'static> Stored for std::sync::Arc<T> {
     }
 }
 
+/// A value of a table, in a box.
+pub(crate) type Held = Box<dyn Any + Send + Sync>;
+
+/// What has happened, for whoever watches.
+pub(crate) struct Told {
+    /// `None` when all of the collection was cleared.
+    pub(crate) member: Option<Member>,
+    pub(crate) kind: ChangeKind,
+    pub(crate) old: Option<Held>,
+    pub(crate) new: Option<Held>,
+}
+
+/// Somebody watches, and holds still between the number of a change and the word of it.
+pub(crate) trait Watching {
+    fn tell(&mut self, told: Told, version: u64);
+}
+
 /// What a write asks of the layer above. Every method is called under the shard's lock and must not wait.
 pub(crate) trait Ledger {
     /// Whether writes are taken.
@@ -113,6 +133,10 @@ pub(crate) trait Ledger {
 
     /// The member's deadline was one and is another.
     fn schedule(&self, member: &Member, old: Option<u64>, new: Option<u64>);
+
+    /// Whoever watches, if anybody does. To be asked before [`next_version`](Self::next_version), and kept until the change
+    /// has been told.
+    fn watch(&self) -> Option<Box<dyn Watching + '_>>;
 
     /// Somebody copies the store as it was when this was the highest number: values of this version or less are kept
     /// when they are replaced. 0 when nobody does. To be asked after [`next_version`](Self::next_version).

@@ -16,11 +16,12 @@ use std::sync::{Arc, OnceLock};
 use hashbrown::HashTable;
 use hashbrown::hash_table::{Entry, OccupiedEntry};
 
-use super::{Ledger, Refused, Stamp, Stored};
+use super::{Held, Ledger, Refused, Stamp, Stored, Told};
 use crate::clock::Clock;
 use crate::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use crate::sync::{Mutex, NameHasher, RwLock, RwLockWriteGuard};
 use crate::value::Member;
+use crate::watch::ChangeKind;
 
 /// Shards double at most this often: a million of them, three thousand million members.
 const MAX_DEPTH: u32 = 20;
@@ -162,6 +163,10 @@ pub(crate) struct Table<V> {
     /// How far whoever copies the store has come, as a cursor: what lies before it need not be kept. Written under the
     /// lock of the shard that was copied.
     copied: AtomicU64,
+}
+
+fn held<V: Stored>(value: &V) -> Held {
+    Box::new(value.clone())
 }
 
 /// A member that was found.
@@ -487,6 +492,7 @@ impl<V: Stored> Table<V> {
                         ledger.charge(weight as isize)?;
                         *at_risk += weight;
                     }
+                    let watching = ledger.watch();
                     let version = ledger.next_version();
                     *newest = version;
                     let mut stamp = Stamp::new(version, new.codec, persists);
@@ -498,6 +504,13 @@ impl<V: Stored> Table<V> {
                         stamp = stamp.expiring(true);
                         Deadlines::set(deadlines, &self.hasher, &member, Some(deadline));
                         ledger.schedule(&member, None, Some(deadline));
+                    }
+                    if let Some(mut watching) = watching {
+                        let new = new.value.as_ref().map(held);
+                        watching.tell(
+                            Told { member: Some(member.clone()), kind: ChangeKind::Put, old: None, new },
+                            version,
+                        );
                     }
                     vacant.insert(Slot { member, value: new.value.take(), stamp });
                     *live += 1;
@@ -520,7 +533,8 @@ impl<V: Stored> Table<V> {
                 Act::Put(until) => until,
                 Act::Touch(until) if is_there => until,
                 Act::Delete if is_there => {
-                    let done = self.remove(hash, occupied, live, bytes, at_risk, deadlines, ledger)?;
+                    let kind = ChangeKind::Delete;
+                    let done = self.remove(hash, occupied, live, bytes, at_risk, deadlines, kind, ledger)?;
                     *newest = done.version;
                     return Ok(done);
                 }
@@ -535,6 +549,7 @@ impl<V: Stored> Table<V> {
                 *at_risk = *at_risk - was_at_risk + weight;
             }
             let old_stamp = slot.stamp;
+            let watching = ledger.watch();
             let version = ledger.next_version();
             *newest = version;
             let codec = if is_put { new.codec } else { old_stamp.codec() };
@@ -548,6 +563,20 @@ impl<V: Stored> Table<V> {
             if old_stamp.version() <= ledger.cut() {
                 let kept = if is_put { &old_value } else { &slot.value };
                 self.keep(hash, &slot.member, kept, old_stamp, old_deadline, version);
+            }
+            if let Some(mut watching) = watching {
+                let member = || Some(slot.member.clone());
+                let old = if is_put { &old_value } else { &slot.value }.as_ref().map(held);
+                let old = if is_over {
+                    let told = Told { member: member(), kind: ChangeKind::Expire, old, new: None };
+                    watching.tell(told, version);
+                    None
+                } else {
+                    old
+                };
+                let kind = if is_put { ChangeKind::Put } else { ChangeKind::Deadline };
+                let new = slot.value.as_ref().map(held);
+                watching.tell(Told { member: member(), kind, old, new }, version);
             }
             if deadline != old_deadline {
                 Deadlines::set(deadlines, &self.hasher, &slot.member, deadline);
@@ -581,6 +610,7 @@ impl<V: Stored> Table<V> {
     }
 
     /// Puts a value in place, if the member is as it is to be.
+    #[inline]
     pub(crate) fn put_only(
         &self,
         member: &str,
@@ -617,7 +647,8 @@ impl<V: Stored> Table<V> {
             let has_it = |at: Option<u64>| at == Some(deadline) && deadline <= self.clock.reached();
             match slots.find_entry(hash, |slot| slot.member == *member) {
                 Ok(occupied) if occupied.get().stamp.expires() && has_it(Deadlines::get(deadlines, member)) => {
-                    let done = self.remove(hash, occupied, live, bytes, at_risk, deadlines, ledger)?;
+                    let kind = ChangeKind::Expire;
+                    let done = self.remove(hash, occupied, live, bytes, at_risk, deadlines, kind, ledger)?;
                     *newest = done.version;
                     Ok(done.old)
                 }
@@ -636,6 +667,7 @@ impl<V: Stored> Table<V> {
         bytes: &mut u64,
         at_risk: &mut usize,
         deadlines: &mut Option<Box<Deadlines>>,
+        kind: ChangeKind,
         ledger: &(impl Ledger + ?Sized),
     ) -> Result<Done<V>, Refused> {
         let slot = occupied.get_mut();
@@ -646,7 +678,12 @@ impl<V: Stored> Table<V> {
             ledger.charge(name as isize - was_at_risk as isize)?;
             *at_risk = *at_risk - was_at_risk + name;
         }
+        let watching = ledger.watch();
         let version = ledger.next_version();
+        if let Some(mut watching) = watching {
+            let old = slot.value.as_ref().map(held);
+            watching.tell(Told { member: Some(slot.member.clone()), kind, old, new: None }, version);
+        }
         let deadline = if old_stamp.expires() { Deadlines::get(deadlines, &slot.member) } else { None };
         if old_stamp.version() <= ledger.cut() {
             self.keep(hash, &slot.member, &slot.value, old_stamp, deadline, version);
@@ -772,7 +809,11 @@ impl<V: Stored> Table<V> {
         if all.iter().all(|(_, inner)| inner.live == 0) {
             return Ok(cleared);
         }
+        let watching = ledger.watch();
         let version = ledger.next_version();
+        if let Some(mut watching) = watching {
+            watching.tell(Told { member: None, kind: ChangeKind::Clear, old: None, new: None }, version);
+        }
         ledger.cleared(version);
         let cut = ledger.cut();
         if cut > 0 {
@@ -1119,6 +1160,10 @@ mod tests {
         fn dirty(&self, _member: &Member) {}
         fn cleared(&self, _version: u64) {}
         fn schedule(&self, _member: &Member, _old: Option<u64>, _new: Option<u64>) {}
+
+        fn watch(&self) -> Option<Box<dyn super::super::Watching + '_>> {
+            None
+        }
 
         fn cut(&self) -> u64 {
             0
