@@ -55,10 +55,21 @@
 //! has it. [`check`] reads all of a closed one and says what is wrong, [`repair`] keeps what can be kept.
 //! [`Store::export`] and [`Store::import`] write and read a line of JSON for each member.
 //!
+//! # More than put and get
+//!
+//! - **Expiry.** [`put_with_ttl`](Store::put_with_ttl), [`expire`](Store::expire), [`ttl`](Store::ttl),
+//!   [`persist`](Store::persist): a member whose time has come is gone from every read at once, and from the disk soon after.
+//! - **Atomic changes** of one member: [`update`](Store::update), [`put_if_absent`](Store::put_if_absent),
+//!   [`compare_and_put`](Store::compare_and_put), [`take`](Store::take), and [`increment`](Collection::increment) for
+//!   counters.
+//! - **Transactions** over any members of any collections: [`Store::transaction`].
+//! - **Watching** every change: [`Store::watch`], [`Collection::watch`].
+//!
 //! # Consistency
 //!
 //! A read returns the last write that finished before it, or one that runs beside it. Order between members is promised by
-//! [`flush`](Store::flush) only. [`get_all`](Store::get_all) and the iterators are not snapshots, but meet each member
+//! [`flush`](Store::flush), and by [transactions](Store::transaction), which are serializable and recovered whole, each not
+//! without those before it. [`get_all`](Store::get_all) and the iterators are not snapshots, but meet each member
 //! that is there all the time exactly once. [`delete_all`](Store::delete_all) happens at one moment.
 //!
 //! # Locking
@@ -78,6 +89,7 @@
 //!
 //! - `bincode` (on by default): the [`Bincode`] codec.
 //! - `bytes`: [`Value`] to and from `bytes::Bytes`.
+//! - `stream`: [`Watch`] as a `futures_core::Stream`.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used))]
 

@@ -6,7 +6,7 @@ use std::fs;
 use std::time::{Duration, UNIX_EPOCH};
 
 use lab::{until, until_at_rest};
-use larder::{Layout, ManualClock, Store};
+use larder::{Durability, Layout, ManualClock, Store};
 
 const LAYOUTS: [Layout; 2] = [Layout::Files, Layout::Packed];
 
@@ -237,4 +237,44 @@ fn a_cleared_collection_forgets_its_deadlines() {
     clock.advance(ms(10));
     store.flush().unwrap();
     assert_eq!(store.len("c").unwrap(), 2);
+}
+
+#[test]
+fn deadlines_and_what_has_expired_survive_a_crash() {
+    for layout in LAYOUTS {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("store");
+        let clock = clock();
+        let options = || Store::options(&path).clock(&clock).layout(layout).durability(Durability::Immediate);
+        let store = options().open().unwrap();
+        store.put_with_ttl("c/goes", "1", ms(100)).unwrap();
+        store.put_with_ttl("c/stays", "2", ms(200)).unwrap();
+        store.put_with_ttl("c/kept", "3", ms(100)).unwrap();
+        store.persist("c/kept").unwrap();
+        store.put("c/touched", "4").unwrap();
+        store.expire("c/touched", ms(300)).unwrap();
+        let crashed = |name: &str| {
+            let image = dir.path().join(name);
+            match layout {
+                Layout::Files => lab::as_after_a_crash(&path, &image),
+                _ => lab::as_a_packed_store_after_a_crash(&path, &image),
+            }
+            open(&image, &clock, layout)
+        };
+        let before = crashed("before");
+        assert_eq!(before.len("c").unwrap(), 4);
+        clock.advance(ms(100));
+        // It was open when they expired; the other was not, and was told of nothing.
+        until("the deletes are durable", || {
+            store.flush().unwrap();
+            store.stats().members == 3 && store.stats().dirty == 0
+        });
+        for found in [before, crashed("after"), crashed("again")] {
+            let mut members = found.members("c").unwrap();
+            members.sort();
+            assert_eq!(members, ["kept", "stays", "touched"], "{layout:?}");
+            let ttl = |member: &str| found.ttl(format!("c/{member}")).unwrap();
+            assert_eq!((ttl("kept"), ttl("stays"), ttl("touched")), (None, Some(ms(100)), Some(ms(200))));
+        }
+    }
 }

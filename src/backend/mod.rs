@@ -255,7 +255,7 @@ pub enum Change<'a> {
         /// The write's number.
         version: u64,
     },
-    /// The member's value stays, and its deadline is this now. (Nothing sends it yet.)
+    /// The member's value stays, and its deadline is this now. (The store sends the whole value instead.)
     Deadline {
         /// The collection.
         collection: &'a str,
