@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::janitor::{Concern, Exhibit, Msg};
 use crate::key;
 use crate::map::{Found, Named, New, Only, Refused, Table, Until};
-use crate::shelf::{AnyShelf, Form, Shelf, Shelves, Stop};
+use crate::shelf::{AnyShelf, Form, How, Shelf, Shelves, Stop};
 use crate::store::Handle;
 use crate::sync::bounded;
 use crate::value::{Member, Value};
@@ -243,7 +243,9 @@ impl<T: Send + Sync + 'static> Collection<T> {
         let member = member.as_ref();
         key::check_member(self.name(), member)?;
         let mut new = self.to_put(value);
-        self.write(self.one(member), |lane| Ok(self.shelf.table.put(member, &mut new, Until::Removed, lane)?))
+        self.write(self.one(member), |lane| {
+            Ok(self.shelf.put_in(self.name(), member, &mut new, How::always(Until::Removed), lane)?.old)
+        })
     }
 
     /// Puts a value in place that expires: when so much time has passed the member is gone from every read. A later put
@@ -273,7 +275,9 @@ impl<T: Send + Sync + 'static> Collection<T> {
         key::check_member(self.name(), member)?;
         let until = Until::At(self.handle.deadline_after(ttl)?);
         let mut new = self.to_put(Arc::new(value));
-        self.write(self.one(member), |lane| Ok(self.shelf.table.put(member, &mut new, until, lane)?))
+        self.write(self.one(member), |lane| {
+            Ok(self.shelf.put_in(self.name(), member, &mut new, How::always(until), lane)?.old)
+        })
     }
 
     /// How long the member has left; `None` if it has no deadline, or is not there.
@@ -308,7 +312,7 @@ impl<T: Send + Sync + 'static> Collection<T> {
     }
 
     pub(crate) fn to_put(&self, value: Arc<T>) -> New<Arc<T>> {
-        New { value: Some(value), codec: self.codec() }
+        New::put(value, self.codec())
     }
 
     pub(crate) fn codec(&self) -> u8 {

@@ -528,8 +528,9 @@ impl Core {
         let done = loop {
             match attempt() {
                 Ok(done) => break done,
-                Err(Stop::Refused(Refused::Moved)) => {}
+                Err(Stop::Refused(Refused::Moved | Refused::Stale)) => {}
                 Err(Stop::Refused(Refused::Closed)) => return Err(self.closed()),
+                Err(Stop::Refused(Refused::Duplicate)) => unreachable!("whoever puts says which"),
                 Err(Stop::Refused(Refused::Full)) => self.wait_for_room(engine, &mut full)?,
                 Err(Stop::Failed(error)) => return Err(error),
             }

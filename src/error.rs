@@ -64,6 +64,29 @@ pub enum Error {
         /// How often it was tried.
         attempts: u32,
     },
+    /// The collection has as many indexes as one can have: 16, those counted that could not be made.
+    TooManyIndexes {
+        /// The collection.
+        collection: String,
+    },
+    /// The collection has an index of that name.
+    IndexExists {
+        /// The collection.
+        collection: String,
+        /// The index.
+        index: String,
+    },
+    /// Two members would have the same key in an index that allows one. Nothing has changed.
+    Duplicate {
+        /// The collection.
+        collection: String,
+        /// The index.
+        index: String,
+        /// The member that has the key.
+        holder: Member,
+        /// The member that may not have it, too.
+        refused: Member,
+    },
     /// Changes after the version asked for are not held any more.
     Missed {
         /// The version asked for.
@@ -230,6 +253,17 @@ impl fmt::Display for Error {
             Error::Conflict { attempts } => {
                 write!(f, "others have changed what the transaction had read, {attempts} times")
             }
+            Error::TooManyIndexes { collection } => write!(f, "collection {} has 16 indexes", Shown(collection)),
+            Error::IndexExists { collection, index } => {
+                write!(f, "collection {} has an index {index:?} already", Shown(collection))
+            }
+            Error::Duplicate { collection, index, holder, refused } => write!(
+                f,
+                "{} and {} would have the same key in index {index:?} of collection {}",
+                Shown(refused),
+                Shown(holder),
+                Shown(collection)
+            ),
             Error::Missed { asked, oldest } => {
                 write!(f, "changes after version {asked} are not held any more: only those after {oldest} are")
             }

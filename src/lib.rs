@@ -107,6 +107,7 @@ mod fs;
 #[cfg(any(fuzzing, test))]
 #[doc(hidden)]
 pub mod fuzzing;
+mod index;
 mod janitor;
 mod journal;
 mod key;
@@ -133,6 +134,7 @@ pub use codec::Bincode;
 pub use codec::{Codec, CodecError, Json};
 pub use collection::{Collection, TypedIter};
 pub use error::{Cause, Error, Result};
+pub use index::{Comparable, Cursor, Index, IndexKey, Page};
 pub use key::{MAX_COLLECTION, MAX_MEMBER, MAX_VALUE};
 pub use options::{Durability, Options};
 pub use report::{BackupReport, CloseReport, Health, LoadReport, Stats};

@@ -16,8 +16,8 @@ use crate::codec::{Codec, CodecError, RAW};
 use crate::error::{Error, Result};
 use crate::key;
 use crate::map::{
-    Act, Done, Found, Held, Ledger, Locked, Named, New, Only, Reads, Refused, Scan, Seen, Stamp, Stored, Table, Taken,
-    Until,
+    Act, Done, Duplicate, Found, Held, Ledger, Locked, Named, New, Only, Reads, Refused, Scan, Seen, SortKey, Stamp,
+    Stored, Table, Taken, Until,
 };
 use crate::sync::NameHasher;
 use crate::sync::atomic::{AtomicBool, AtomicU64};
@@ -209,11 +209,22 @@ pub(crate) trait AnyShelf: Send + Sync {
     fn lock(&self, members: &mut dyn Iterator<Item = &Member>, all: bool) -> Result<Box<dyn AnyLocked + '_>, Refused>;
     /// A value as the shelf holds it, and its codec.
     fn hold(&self, collection: &str, member: &str, value: &Value, codec_id: u8) -> Result<(Held, u8)>;
+    /// The sort keys of a value that the shelf can hold.
+    fn keys_of(&self, member: &str, held: &Held) -> Vec<SortKey>;
     /// A value that the shelf can hold, as the caller by key sees it.
     fn show(&self, collection: &str, member: &str, held: &Held) -> Result<Value>;
     /// The type and the codec, for errors.
     fn describe(&self) -> String;
     fn as_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync>;
+}
+
+/// What a transaction puts.
+#[derive(Clone, Copy)]
+pub(crate) struct Put<'a> {
+    pub(crate) value: &'a Held,
+    pub(crate) codec: u8,
+    pub(crate) until: Until,
+    pub(crate) keys: &'a [SortKey],
 }
 
 /// Shards of a shelf, locked.
@@ -222,7 +233,9 @@ pub(crate) trait AnyLocked {
     /// The size that the value counts.
     fn weigh(&self, held: &Held) -> usize;
     /// Writes a member, with its codec and what becomes of its deadline, or deletes it if it is there.
-    fn write(&mut self, member: &str, new: Option<(&Held, u8, Until)>, ledger: &dyn Ledger) -> Result<(), Refused>;
+    fn write(&mut self, member: &str, new: Option<Put<'_>>, ledger: &dyn Ledger) -> Result<(), Refused>;
+    /// Sees whether all this may be written: each member with its sort keys, or without for a delete.
+    fn prepare(&mut self, writes: &[(&Member, Option<&[SortKey]>)]) -> Result<(), Result<Duplicate, Refused>>;
     /// What comes back is to be dropped when nothing is locked.
     fn unlock(self: Box<Self>) -> Box<dyn Any>;
 }
@@ -236,12 +249,17 @@ impl<V: Stored> AnyLocked for Locked<'_, V> {
         held.downcast_ref::<V>().map_or(0, V::weight)
     }
 
-    fn write(&mut self, member: &str, new: Option<(&Held, u8, Until)>, ledger: &dyn Ledger) -> Result<(), Refused> {
-        let (mut new, until) = match new {
-            Some((held, codec, until)) => (New { value: held.downcast_ref::<V>().cloned(), codec }, until),
-            None => (New { value: None, codec: 0 }, Until::Removed),
+    fn write(&mut self, member: &str, new: Option<Put<'_>>, ledger: &dyn Ledger) -> Result<(), Refused> {
+        let put = new.and_then(|put| Some((put.value.downcast_ref::<V>()?.clone(), put)));
+        let (mut new, until) = match put {
+            Some((value, put)) => (New::with_keys(value, put.codec, put.keys.to_vec()), put.until),
+            None => (New::nothing(0), Until::Removed),
         };
         Locked::write(self, member, &mut new, until, ledger)
+    }
+
+    fn prepare(&mut self, writes: &[(&Member, Option<&[SortKey]>)]) -> Result<(), Result<Duplicate, Refused>> {
+        Locked::prepare(self, writes.iter().copied())
     }
 
     fn unlock(self: Box<Self>) -> Box<dyn Any> {
@@ -273,9 +291,9 @@ impl<V: Stored> AnyShelf for Shelf<V> {
             .form
             .decode(value)
             .map_err(|source| Error::codec("decode", key::join(collection, member), self.form.codec, source))?;
-        let mut new = New { value: Some(decoded), codec: self.form.codec_id.unwrap_or(codec_id) };
-        let done = self.table.put_only(member, &mut new, how.until, how.only, ledger)?;
-        Ok(Done { old: self.shown(collection, member, done.old)?, version: done.version })
+        let mut new = New::put(decoded, self.form.codec_id.unwrap_or(codec_id));
+        let done = self.put_in(collection, member, &mut new, how, ledger)?;
+        Ok(Done::new(self.shown(collection, member, done.old)?, done.version))
     }
 
     fn get_versioned(&self, collection: &str, member: &str) -> Result<Option<(Value, u64)>, Stop> {
@@ -294,7 +312,7 @@ impl<V: Stored> AnyShelf for Shelf<V> {
                 Some(_) => Act::Touch(until),
             }
         };
-        self.table.change(member, &mut New { value: None, codec: 0 }, ledger, decide)?;
+        self.table.change(member, &mut New::nothing(0), ledger, decide)?;
         Ok(was)
     }
 
@@ -313,7 +331,7 @@ impl<V: Stored> AnyShelf for Shelf<V> {
 
     fn delete(&self, collection: &str, member: &str, only: Only, ledger: &dyn Ledger) -> Result<Done<Value>, Stop> {
         let done = self.table.delete(member, only, ledger)?;
-        Ok(Done { old: self.shown(collection, member, done.old)?, version: done.version })
+        Ok(Done::new(self.shown(collection, member, done.old)?, done.version))
     }
 
     fn clear(&self, ledger: &dyn Ledger) -> Result<usize, Stop> {
@@ -446,6 +464,10 @@ impl<V: Stored> AnyShelf for Shelf<V> {
         Ok((Box::new(decoded.map_err(failed)?), self.form.codec_id.unwrap_or(codec_id)))
     }
 
+    fn keys_of(&self, member: &str, held: &Held) -> Vec<SortKey> {
+        self.table.keys_of(member, held.downcast_ref::<V>())
+    }
+
     fn show(&self, collection: &str, member: &str, held: &Held) -> Result<Value> {
         let shown = match held.downcast_ref::<V>() {
             Some(value) => self.form.to_value(value),
@@ -461,6 +483,16 @@ impl<V: Stored> AnyShelf for Shelf<V> {
     fn as_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync> {
         self
     }
+}
+
+/// Two members with the same key in an index that allows one.
+#[cold]
+pub(crate) fn duplicate(collection: &str, duplicate: Option<Duplicate>) -> Error {
+    let (index, holder, refused) = match duplicate {
+        Some(Duplicate { index, holder, refused }) => (index.into(), holder, refused),
+        None => (String::new(), Member::from(""), Member::from("")),
+    };
+    Error::Duplicate { collection: collection.to_owned(), index, holder, refused }
 }
 
 /// Runs a caller's `Serialize`, and its `Drop` if this was the last handle, so that a panic in either ends here.
@@ -497,6 +529,22 @@ impl<V: Stored> Shelf<V> {
                     encode_guarded(*write, value, &mut bytes).map(|()| Value::from(bytes))
                 }
             },
+        }
+    }
+
+    /// Puts a value in place, if the member is as it is to be.
+    #[inline]
+    pub(crate) fn put_in(
+        &self,
+        collection: &str,
+        member: &str,
+        new: &mut New<V>,
+        how: How,
+        ledger: &(impl Ledger + ?Sized),
+    ) -> Result<Done<V>, Stop> {
+        match self.table.put_only(member, new, how.until, how.only, ledger) {
+            Err(Refused::Duplicate) => Err(duplicate(collection, new.duplicate.take()).into()),
+            done => Ok(done?),
         }
     }
 
@@ -553,7 +601,7 @@ impl Shelves {
             match f(self.current()) {
                 Ok(done) => return Some(done),
                 Err(Refused::Moved) => {}
-                Err(Refused::Closed | Refused::Full) => return None,
+                Err(Refused::Closed | Refused::Full | Refused::Stale | Refused::Duplicate) => return None,
             }
         }
     }

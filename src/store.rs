@@ -374,7 +374,7 @@ impl Store {
         core.check_size(collection, member, value.len())?;
         let shelves = engine.shelves(collection);
         let lane = core.lane(engine, shelves);
-        let mut new = New { value: Some(value), codec };
+        let mut new = New::put(value, codec);
         let concern = || Concern::Member { collection: shelves.id, member: Member::from(member) };
         core.write(engine, concern, || match (shelves.typed.get(), &new.value) {
             (Some(typed), Some(value)) => typed.put(collection, member, value, codec, how, &lane),

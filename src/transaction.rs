@@ -15,6 +15,7 @@ use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::{Bound, RangeBounds};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,10 +23,11 @@ use crate::codec::RAW;
 use crate::collection::Collection;
 use crate::core::{Engine, Lane};
 use crate::error::{Error, Result};
+use crate::index::{Comparable, Index, IndexKey, bounds};
 use crate::janitor::{self, Concern, Msg};
 use crate::key::{self, MAX_VALUE};
-use crate::map::{Held, Ledger, Reads, Refused, Scan, Told, Until, Watching};
-use crate::shelf::{AnyLocked, AnyShelf, Shelves, Stop};
+use crate::map::{Held, Ledger, Named, Reads, Refused, Scan, SortKey, Told, Until, Watching};
+use crate::shelf::{AnyLocked, AnyShelf, Put, Shelves, Stop, duplicate};
 use crate::store::{Handle, Store};
 use crate::sync::thread;
 use crate::value::{Member, Value};
@@ -36,6 +38,9 @@ const ATTEMPTS: u32 = 500;
 
 /// From this attempt on it waits between them, at first for a microsecond or two, in the end for about a millisecond.
 const PATIENT: u32 = 4;
+
+/// How often an index is looked at until nothing is written meanwhile, before the transaction begins again.
+const LOOKS: usize = 10;
 
 /// The most bytes that a transaction writes: it is one record of the journal.
 const MOST_BYTES: usize = MAX_VALUE;
@@ -143,6 +148,8 @@ struct Placed {
     /// Encoded, if it is to be stored.
     bytes: Option<Value>,
     until: Until,
+    /// Under which the indexes are to have it.
+    keys: Vec<SortKey>,
 }
 
 impl Touched {
@@ -240,7 +247,8 @@ impl<'a> Transaction<'a> {
         let codec = self.engine.codec_id(RAW)?;
         let Some(shelf) = self.touched[&id].shelf() else { return Err(self.fail()) };
         let (value, codec) = shelf.hold(collection, member, &bytes, codec)?;
-        self.write(id, member, Some(Placed { value, codec, bytes: Some(bytes), until }));
+        let keys = shelf.keys_of(member, &value);
+        self.write(id, member, Some(Placed { value, codec, bytes: Some(bytes), until, keys }));
         Ok(())
     }
 
@@ -333,6 +341,68 @@ impl<T: Send + Sync + 'static> TypedTransaction<'_, '_, T> {
         Ok(all)
     }
 
+    /// The members that have this key in an index of the collection, in the order of their names.
+    ///
+    /// # Errors
+    ///
+    /// As [`find_range`](Self::find_range).
+    pub fn find<K: IndexKey + Comparable<Q>, Q: IndexKey + Clone>(
+        &mut self,
+        index: &Index<T, K>,
+        key: Q,
+    ) -> Result<Vec<(Member, Arc<T>)>> {
+        self.find_range(index, key.clone()..=key)
+    }
+
+    /// The members whose keys in an index of the collection are in the range, in order. Any change of the collection by others
+    /// before the transaction is done makes it be tried again.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidKey`] if the index is another collection's; as [`get`](Self::get).
+    pub fn find_range<K: IndexKey + Comparable<Q>, Q: IndexKey>(
+        &mut self,
+        index: &Index<T, K>,
+        range: impl RangeBounds<Q>,
+    ) -> Result<Vec<(Member, Arc<T>)>> {
+        let Some(place) = index.place_in(&self.collection) else {
+            let rule = "the index is another collection's than it is asked in";
+            return Err(Error::InvalidKey { key: self.collection.name().to_owned(), rule });
+        };
+        let table = &self.collection.shelf().table;
+        let mut found = self.transaction.read_all(self.id, |_, scan, out| {
+            // Nothing was written between two looks that are the same.
+            for _ in 0..LOOKS {
+                *scan = table.mark()?;
+                let (from, to) = bounds(&range);
+                let found = index.find(from, to, usize::MAX);
+                if table.mark()? == *scan {
+                    out.extend(found.into_iter().map(|(place, value)| (place.1.clone(), (place, value))));
+                    return Ok(());
+                }
+            }
+            Err(Stop::Refused(Refused::Stale))
+        })?;
+        let writes = &self.transaction.touched[&self.id].writes;
+        found.retain(|(member, _)| !writes.contains_key(member));
+        let (from, is_within) = bounds(&range);
+        let starts = |key: &SortKey| match &from {
+            Bound::Unbounded => true,
+            Bound::Included((from, _)) | Bound::Excluded((from, _)) => from <= key,
+        };
+        for (member, placed) in writes.iter().filter_map(|(member, placed)| Some((member, placed.as_ref()?))) {
+            // Without a key it was put before the index was there: the transaction will be tried again.
+            if let (Some(key), Some(value)) = (placed.keys.get(place), Self::own(placed))
+                && starts(key)
+                && is_within(key)
+            {
+                found.push((member.clone(), ((key.clone(), member.clone()), value)));
+            }
+        }
+        found.sort_by(|(_, (a, _)), (_, (b, _))| a.cmp(b));
+        Ok(found.into_iter().map(|(member, (_, value))| (member, value)).collect())
+    }
+
     /// Puts a value in place when the transaction is done. It is encoded now.
     ///
     /// # Errors
@@ -364,7 +434,8 @@ impl<T: Send + Sync + 'static> TypedTransaction<'_, '_, T> {
         if let Some(bytes) = &bytes {
             self.transaction.handle.core.check_size(name, member, bytes.len())?;
         }
-        self.transaction.write(self.id, member, Some(Placed { value, codec: self.collection.codec(), bytes, until }));
+        let (codec, keys) = (self.collection.codec(), shelf.keys_of(member, &value));
+        self.transaction.write(self.id, member, Some(Placed { value, codec, bytes, until, keys }));
         Ok(())
     }
 
@@ -513,6 +584,17 @@ impl Transaction<'_> {
             return Err(conflict());
         }
 
+        for (touched, shards) in locked.iter_mut().filter(|(touched, _)| !touched.writes.is_empty()) {
+            let mut writes = Vec::with_capacity(touched.writes.len());
+            for (member, placed) in &touched.writes {
+                writes.push((member, placed.as_ref().map(|placed| &placed.keys[..])));
+            }
+            match shards.prepare(&writes) {
+                Ok(()) => {}
+                Err(Ok(two)) => return Err(duplicate(touched.shelves.name(), Some(two)).into()),
+                Err(Err(_)) => return Err(conflict()),
+            }
+        }
         let mut charge = 0;
         for (touched, shards) in &locked {
             let weigh = |(member, placed): (&Member, &Option<Placed>)| {
@@ -537,7 +619,12 @@ impl Transaction<'_> {
             let (holding, shelves) = (holding.as_ref(), &touched.shelves);
             let share = Share { lane, shelves, version, holding, charged: Cell::new(0) };
             for (member, placed) in &touched.writes {
-                let new = placed.as_ref().map(|placed| (&placed.value, placed.codec, placed.until));
+                let new = placed.as_ref().map(|placed| Put {
+                    value: &placed.value,
+                    codec: placed.codec,
+                    until: placed.until,
+                    keys: &placed.keys,
+                });
                 shards.write(member, new, &share)?;
                 // A delete of what is not there is told, too: it may be there still on the disk, and must not be after a
                 // crash that the transaction survives.

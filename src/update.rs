@@ -7,8 +7,8 @@ use crate::collection::Collection;
 use crate::error::{Error, Result};
 use crate::janitor::Concern;
 use crate::key;
-use crate::map::{Act, Done, New, Only, Seen, Until};
-use crate::shelf::How;
+use crate::map::{Act, Done, New, Only, Refused, Seen, Until};
+use crate::shelf::{How, Stop};
 use crate::store::Store;
 use crate::value::{Member, Value};
 
@@ -146,7 +146,9 @@ impl<T: Send + Sync + 'static> Collection<T> {
     fn put_how(&self, member: &str, value: Arc<T>, until: Until, only: Only) -> Result<Done<Arc<T>>> {
         key::check_member(self.name(), member)?;
         let mut new = self.to_put(value);
-        self.write(self.one(member), |lane| Ok(self.shelf().table.put_only(member, &mut new, until, only, lane)?))
+        self.write(self.one(member), |lane| {
+            self.shelf().put_in(self.name(), member, &mut new, How { until, only }, lane)
+        })
     }
 
     fn delete_only(&self, member: &str, only: Only) -> Result<Done<Arc<T>>> {
@@ -158,7 +160,7 @@ impl<T: Send + Sync + 'static> Collection<T> {
 /// Counters.
 impl<T: Integer> Collection<T> {
     /// Adds to a member, and returns the sum. A member that is not there counts as 0; a deadline stays. It never loops,
-    /// however many count at the same time.
+    /// however many count at the same time, unless the collection has an index.
     ///
     /// # Errors
     ///
@@ -176,17 +178,31 @@ impl<T: Integer> Collection<T> {
     pub fn increment(&self, member: impl AsRef<str>, by: T) -> Result<T> {
         let member = member.as_ref();
         key::check_member(self.name(), member)?;
-        let mut new = New { value: None, codec: self.codec() };
+        let mut new = New::nothing(self.codec());
+        let overflow = || Error::Overflow { key: key::join(self.name(), member) };
         let sum = self.write(self.one(member), |lane| {
             let mut sum = None;
-            self.shelf().table.change(member, &mut new, lane, |seen: Option<Seen<'_, Arc<T>>>, value| {
+            let done = self.shelf().table.change(member, &mut new, lane, |seen: Option<Seen<'_, Arc<T>>>, value| {
                 sum = seen.map_or(Some(by), |seen| seen.value.plus(by));
                 *value = sum.map(Arc::new);
                 if sum.is_some() { Act::Put(Until::Kept) } else { Act::Leave }
-            })?;
-            Ok(sum)
+            });
+            match done {
+                Ok(_) => Ok(Some(sum.ok_or_else(overflow)?)),
+                // The sums are in an index, whose keys the caller's code makes: that cannot be done under a lock.
+                Err(Refused::Stale) => Ok(None),
+                Err(refused) => Err(Stop::from(refused)),
+            }
         })?;
-        sum.ok_or_else(|| Error::Overflow { key: key::join(self.name(), member) })
+        if let Some(sum) = sum {
+            return Ok(sum);
+        }
+        let mut sum = None;
+        self.update(member, |old| {
+            sum = old.map_or(Some(by), |old| old.plus(by));
+            sum.or(old.copied())
+        })?;
+        sum.ok_or_else(overflow)
     }
 }
 
@@ -291,7 +307,7 @@ impl Store {
         let (collection, member) = key::split(key)?;
         let core = self.core();
         let engine = core.open()?;
-        let Some(shelves) = engine.registry.get(collection) else { return Ok(Done { old: None, version: 0 }) };
+        let Some(shelves) = engine.registry.get(collection) else { return Ok(Done::nothing()) };
         let lane = core.lane(engine, shelves);
         let concern = || Concern::Member { collection: shelves.id, member: Member::from(member) };
         core.write(engine, concern, || shelves.current().delete(collection, member, only, &lane))

@@ -3,8 +3,9 @@
 
 use std::collections::BTreeMap;
 
+use super::index::{self, Duplicate, SortKey};
 use super::table::{Inner, Scanned, Table, mask, shard_bits};
-use super::{Act, Done, Ledger, New, Refused, Stored, Until};
+use super::{Act, Ledger, New, Refused, Stored, Until};
 use crate::sync::atomic::Ordering;
 use crate::sync::{NameHasher, RwLockWriteGuard};
 use crate::value::Member;
@@ -25,7 +26,7 @@ impl Reads {
 }
 
 /// What all members were read of: where each part began, and the last write that it had seen.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Scan {
     parts: Vec<(u64, u64)>,
     /// Members that had expired and had not been removed.
@@ -55,11 +56,24 @@ pub(crate) struct Locked<'a, V> {
     table: &'a Table<V>,
     /// In order.
     guards: Vec<(u32, RwLockWriteGuard<'a, Inner<V>>)>,
+    /// The indexes, once something is about to be written.
+    indexes: index::Held<'a, V>,
     /// What was replaced: to be dropped when nothing is locked any more.
     replaced: Vec<V>,
 }
 
 impl<V: Stored> Table<V> {
+    /// As if all members were read.
+    pub(crate) fn mark(&self) -> Result<Scan, Refused> {
+        let (mut scan, mut cursor) = (Scan::default(), Some(0));
+        while let Some(at) = cursor {
+            let (scanned, next) = self.mark_part(at)?;
+            scan.add(&scanned);
+            cursor = next;
+        }
+        Ok(scan)
+    }
+
     /// Whether what was read is still so.
     pub(crate) fn agrees(&self, reads: &Reads) -> Result<bool, Refused> {
         for (member, version) in &reads.members {
@@ -70,7 +84,7 @@ impl<V: Stored> Table<V> {
         let Some(scan) = &reads.scan else { return Ok(true) };
         let (mut cursor, mut expired) = (Some(0), 0);
         while let Some(at) = cursor {
-            let (scanned, next) = self.scan_part(at, |_| {})?;
+            let (scanned, next) = self.mark_part(at)?;
             if !scan.covers(scanned.from, scanned.newest) {
                 return Ok(false);
             }
@@ -106,7 +120,7 @@ impl<V: Stored> Table<V> {
             }
             guards
         };
-        let locked = Locked { table: self, guards, replaced: Vec::new() };
+        let locked = Locked { table: self, guards, indexes: Vec::new(), replaced: Vec::new() };
         if self.has_moved() { Err(Refused::Moved) } else { Ok(locked) }
     }
 }
@@ -140,7 +154,39 @@ impl<V: Stored> Locked<'_, V> {
             && reads.members.iter().all(same)
     }
 
-    /// Writes a member, or deletes it.
+    /// Locks the indexes, and sees whether all this may be written: each member with its sort keys, or without for a delete.
+    pub(crate) fn prepare<'m>(
+        &mut self,
+        writes: impl Iterator<Item = (&'m Member, Option<&'m [SortKey]>)> + Clone,
+    ) -> Result<(), Result<Duplicate, Refused>> {
+        self.table.hold_indexes(&mut self.indexes);
+        if self.indexes.is_empty() {
+            let is_fresh = writes.clone().all(|(_, keys)| keys.is_none_or(<[SortKey]>::is_empty));
+            return if is_fresh { Ok(()) } else { Err(Err(Refused::Stale)) };
+        }
+        let reached = self.table.reached();
+        let indexes: Vec<_> = self.table.indexes().collect();
+        let written: BTreeMap<&Member, Option<&[SortKey]>> = writes.clone().collect();
+        for (at, index) in indexes.iter().enumerate() {
+            let mut taken: BTreeMap<&SortKey, &Member> = BTreeMap::new();
+            for (member, keys) in writes.clone().filter_map(|(member, keys)| Some((member, keys?))) {
+                let Some(key) = keys.get(at).filter(|_| keys.len() == indexes.len()) else {
+                    return Err(Err(Refused::Stale));
+                };
+                // Whoever has the key may be about to lose it.
+                let holders = self.indexes[at].holders(key, reached);
+                let there = holders.into_iter().find(|holder| *holder != member && !written.contains_key(holder));
+                let holder = there.or_else(|| taken.insert(key, member));
+                if let Some(holder) = holder.filter(|_| index.refuses()) {
+                    let (index, holder) = (index.name.clone(), holder.clone());
+                    return Err(Ok(Duplicate { index, holder, refused: member.clone() }));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes a member, or deletes it. What is put has been prepared.
     pub(crate) fn write(
         &mut self,
         member: &str,
@@ -151,14 +197,15 @@ impl<V: Stored> Locked<'_, V> {
         let (hash, at) = self.place(member);
         let act = if new.value.is_some() { Act::Put(until) } else { Act::Delete };
         let inner = &mut self.guards[at].1;
-        let Done { old, .. } = self.table.change_in(inner, hash, member, new, ledger, |_, _| act)?;
-        self.replaced.extend(old);
+        let done = self.table.change_in(inner, hash, member, new, &mut self.indexes, ledger, |_, _| act)?;
+        self.replaced.extend(done.replaced());
         Ok(())
     }
 
     /// Splits what has become too large, and unlocks. What comes back is for the caller to drop when no other table is
     /// locked.
     pub(crate) fn unlock(mut self) -> Vec<V> {
+        self.indexes.clear();
         for (number, inner) in &mut self.guards {
             if let Some(shard) = self.table.shard(*number) {
                 self.table.split_if_full(*number, shard.depth.load(Ordering::Relaxed), shard, inner);

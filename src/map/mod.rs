@@ -6,10 +6,12 @@
 //! No code of the caller's runs while a lock is held: values that leave the map are moved out and dropped by whoever
 //! receives them, after the lock.
 
+mod index;
 mod locked;
 mod registry;
 mod table;
 
+pub(crate) use index::{Duplicate, Index, Place, SortKey};
 pub(crate) use locked::{Locked, Reads, Scan};
 pub(crate) use registry::{Named, Registry};
 pub(crate) use table::{Act, Done, Found, New, Only, Seen, Table, Taken, Until};
@@ -74,6 +76,10 @@ pub(crate) enum Refused {
     Closed,
     /// The bytes not yet durable are at their bound.
     Full,
+    /// Its sort keys are not those of the indexes that there are: make them again.
+    Stale,
+    /// Another member has a key that an index allows once. The change says which.
+    Duplicate,
 }
 
 /// What the map holds: a handle that is cheap to clone.

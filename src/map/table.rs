@@ -9,13 +9,14 @@
 //! lock is held over one shard only, except by [`Table::lock_all`], which locks every shard from the root down; a split locks
 //! parent before child too, so the two cannot block each other.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher, Hasher};
 use std::sync::{Arc, OnceLock};
 
 use hashbrown::HashTable;
 use hashbrown::hash_table::{Entry, OccupiedEntry};
 
+use super::index::{self, Duplicate, Index, Indexes, Place, SortKey};
 use super::{Held, Ledger, Refused, Stamp, Stored, Told};
 use crate::clock::Clock;
 use crate::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -156,8 +157,11 @@ pub(crate) struct Table<V> {
     depth: AtomicU32,
     /// Set with every shard locked: the members live elsewhere. Read under a shard's lock.
     moved: AtomicBool,
+    /// How many indexes there are. Written with every shard locked, and read under a shard's lock.
+    indexed: AtomicU32,
     root: Shard<V>,
     levels: OnceLock<Box<Levels<V>>>,
+    indexes: OnceLock<Box<Indexes<V>>>,
     /// What was replaced while somebody copied the store, and by which version: see [`Ledger::cut`].
     kept: Mutex<Vec<(Found<V>, u64)>>,
     /// How far whoever copies the store has come, as a cursor: what lies before it need not be kept. Written under the
@@ -200,6 +204,29 @@ pub(crate) struct Seen<'a, V> {
 pub(crate) struct New<V> {
     pub(crate) value: Option<V>,
     pub(crate) codec: u8,
+    /// Under which the indexes have it, one for each. Made by the table.
+    pub(super) keys: Vec<SortKey>,
+    /// Why it was refused, if it was as a duplicate.
+    pub(crate) duplicate: Option<Duplicate>,
+    /// The value is made when what is there is seen: too late for keys.
+    is_made_late: bool,
+}
+
+impl<V> New<V> {
+    pub(crate) fn put(value: V, codec: u8) -> New<V> {
+        New { value: Some(value), codec, keys: Vec::new(), duplicate: None, is_made_late: false }
+    }
+
+    /// For a change that puts nothing, or makes the value when it sees what is there, which a table with indexes refuses
+    /// as stale.
+    pub(crate) fn nothing(codec: u8) -> New<V> {
+        New { value: None, codec, keys: Vec::new(), duplicate: None, is_made_late: true }
+    }
+
+    /// A value whose keys are made already.
+    pub(crate) fn with_keys(value: V, codec: u8, keys: Vec<SortKey>) -> New<V> {
+        New { value: Some(value), codec, keys, duplicate: None, is_made_late: false }
+    }
 }
 
 /// What becomes of a member's deadline.
@@ -247,23 +274,38 @@ pub(crate) struct Done<V> {
     pub(crate) old: Option<V>,
     /// The write's number; 0 if nothing was written.
     pub(crate) version: u64,
+    /// What had expired and was here still: nobody's, and to be dropped when no lock is held.
+    over: Option<V>,
 }
 
 impl<V> Done<V> {
-    fn nothing() -> Self {
-        Done { old: None, version: 0 }
+    pub(crate) fn new(old: Option<V>, version: u64) -> Self {
+        Done { old, version, over: None }
+    }
+
+    pub(crate) fn nothing() -> Self {
+        Done::new(None, 0)
+    }
+
+    /// Everything that is to be dropped when no lock is held.
+    pub(super) fn replaced(self) -> impl Iterator<Item = V> {
+        self.old.into_iter().chain(self.over)
     }
 }
 
 /// What `clear` removed. The values are in here, for the caller to drop when no lock is held.
 pub(crate) struct Cleared<V> {
     pub(crate) members: usize,
+    _indexed: Vec<BTreeMap<Place, index::Entry<V>>>,
     _tables: Vec<HashTable<Slot<V>>>,
     _values: Vec<V>,
 }
 
 /// Every shard of a table, or some, locked: with their numbers, in order.
 type Guards<'a, V> = Vec<(u32, RwLockWriteGuard<'a, Inner<V>>)>;
+
+/// What of a shard is counted: live members, bytes, bytes at risk, deadlines.
+type Parts<'a> = (&'a mut u32, &'a mut u64, &'a mut usize, &'a mut Option<Box<Deadlines>>);
 
 /// What a scan calls with each member.
 type Pick<'a, V> = dyn FnMut(&Member, &V, Stamp, Option<u64>) + 'a;
@@ -288,6 +330,8 @@ impl<V: Stored> Table<V> {
             moved: AtomicBool::new(false),
             root: Shard::new(),
             levels: OnceLock::new(),
+            indexed: AtomicU32::new(0),
+            indexes: OnceLock::new(),
             kept: Mutex::new(Vec::new()),
             copied: AtomicU64::new(0),
         }
@@ -379,6 +423,10 @@ impl<V: Stored> Table<V> {
         slot.filter(|slot| inner.shows(slot, &self.clock)).map_or(0, |slot| slot.stamp.version())
     }
 
+    pub(super) fn reached(&self) -> u64 {
+        self.clock.reached()
+    }
+
     pub(super) fn expired_in(&self, inner: &Inner<V>) -> usize {
         inner.expired(&self.clock)
     }
@@ -461,24 +509,38 @@ impl<V: Stored> Table<V> {
         member: &str,
         new: &mut New<V>,
         ledger: &(impl Ledger + ?Sized),
-        decide: impl FnOnce(Option<Seen<'_, V>>, &mut Option<V>) -> Act,
+        mut decide: impl FnMut(Option<Seen<'_, V>>, &mut Option<V>) -> Act,
     ) -> Result<Done<V>, Refused> {
         let hash = self.hash(member);
-        self.write(hash, |inner| self.change_in(inner, hash, member, new, ledger, decide))?
+        loop {
+            if self.indexed.load(Ordering::Relaxed) > 0 && !new.is_made_late {
+                new.keys = self.keys_of(member, new.value.as_ref());
+            }
+            let done = self
+                .write(hash, |inner| self.change_in(inner, hash, member, new, &mut Vec::new(), ledger, &mut decide))?;
+            match done {
+                // An index was added in between.
+                Err(Refused::Stale) if !new.is_made_late => {}
+                done => return done,
+            }
+        }
     }
 
     /// The same in its shard, which is locked.
     #[inline]
-    pub(super) fn change_in(
-        &self,
+    #[expect(clippy::too_many_arguments, reason = "a change, and all that it has to do with")]
+    pub(super) fn change_in<'t>(
+        &'t self,
         inner: &mut Inner<V>,
         hash: u64,
         member: &str,
         new: &mut New<V>,
+        held_indexes: &mut index::Held<'t, V>,
         ledger: &(impl Ledger + ?Sized),
         decide: impl FnOnce(Option<Seen<'_, V>>, &mut Option<V>) -> Act,
     ) -> Result<Done<V>, Refused> {
         let persists = ledger.persists();
+        let is_indexed = self.indexed.load(Ordering::Relaxed) > 0;
         {
             ledger.check_open()?;
             let Inner { slots, live, bytes, at_risk, newest, deadlines } = inner;
@@ -487,6 +549,9 @@ impl<V: Stored> Table<V> {
                 Entry::Occupied(occupied) => occupied,
                 Entry::Vacant(vacant) => {
                     let Act::Put(until) = decide(None, &mut new.value) else { return Ok(Done::nothing()) };
+                    if is_indexed {
+                        self.enter(held_indexes, member, new)?;
+                    }
                     let weight = member.len() + new.value.as_ref().map_or(0, V::weight);
                     if persists {
                         ledger.charge(weight as isize)?;
@@ -512,10 +577,14 @@ impl<V: Stored> Table<V> {
                             version,
                         );
                     }
+                    if is_indexed {
+                        let deadline = if let Until::At(deadline) = until { Some(deadline) } else { None };
+                        Self::index(held_indexes, &member, new.value.as_ref(), &mut new.keys, deadline);
+                    }
                     vacant.insert(Slot { member, value: new.value.take(), stamp });
                     *live += 1;
                     *bytes += weight as u64;
-                    return Ok(Done { old: None, version });
+                    return Ok(Done::new(None, version));
                 }
             };
 
@@ -534,13 +603,17 @@ impl<V: Stored> Table<V> {
                 Act::Touch(until) if is_there => until,
                 Act::Delete if is_there => {
                     let kind = ChangeKind::Delete;
-                    let done = self.remove(hash, occupied, live, bytes, at_risk, deadlines, kind, ledger)?;
+                    let parts = (live, bytes, at_risk, deadlines);
+                    let done = self.remove(hash, occupied, parts, held_indexes, kind, ledger)?;
                     *newest = done.version;
                     return Ok(done);
                 }
                 Act::Leave | Act::Touch(_) | Act::Delete => return Ok(Done::nothing()),
             };
             let is_put = matches!(act, Act::Put(_));
+            if is_indexed && is_put {
+                self.enter(held_indexes, member, new)?;
+            }
             let placed = if is_put { new.value.as_ref() } else { slot.value.as_ref() };
             let weight = member.len() + placed.map_or(0, V::weight);
             let was_at_risk = slot.at_risk();
@@ -559,6 +632,12 @@ impl<V: Stored> Table<V> {
                 Until::Kept => old_deadline.filter(|_| is_there),
             };
             slot.stamp = Stamp::new(version, codec, persists).expiring(deadline.is_some());
+            if is_indexed && is_put {
+                Self::index(held_indexes, &slot.member, new.value.as_ref(), &mut new.keys, deadline);
+            } else if is_indexed {
+                self.hold_indexes(held_indexes);
+                held_indexes.iter_mut().for_each(|content| content.touch(&slot.member, deadline));
+            }
             let old_value = if is_put { std::mem::replace(&mut slot.value, new.value.take()) } else { None };
             if old_stamp.version() <= ledger.cut() {
                 let kept = if is_put { &old_value } else { &slot.value };
@@ -592,21 +671,140 @@ impl<V: Stored> Table<V> {
             if persists && !old_stamp.dirty() {
                 ledger.dirty(&slot.member);
             }
-            // What has expired is gone, whether or not it was here still. It goes when the lock does.
-            Ok(Done { old: old_value.filter(|_| !is_over), version })
+            let (old, over) = if is_over { (None, old_value) } else { (old_value, None) };
+            Ok(Done { old, version, over })
         }
     }
 
-    /// Puts a value in place, whatever is there, and returns what was.
-    #[inline]
-    pub(crate) fn put(
-        &self,
-        member: &str,
-        new: &mut New<V>,
-        until: Until,
-        ledger: &(impl Ledger + ?Sized),
-    ) -> Result<Option<V>, Refused> {
-        Ok(self.change(member, new, ledger, |_, _| Act::Put(until))?.old)
+    /// The indexes that there are.
+    pub(super) fn indexes(&self) -> impl Iterator<Item = &Index<V>> {
+        let count = self.indexed.load(Ordering::Acquire) as usize;
+        self.indexes.get().into_iter().flat_map(move |indexes| indexes[..count].iter().filter_map(OnceLock::get))
+    }
+
+    pub(crate) fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
+    pub(crate) fn index_named(&self, name: &str) -> Option<&Index<V>> {
+        self.indexes().find(|index| *index.name == *name && !index.is_dead())
+    }
+
+    /// An index by its place.
+    pub(crate) fn index_at(&self, place: usize) -> Option<&Index<V>> {
+        self.indexes().nth(place)
+    }
+
+    /// The sort keys of a value, for each index. Runs the caller's code: no lock may be held.
+    pub(crate) fn keys_of(&self, member: &str, value: Option<&V>) -> Vec<SortKey> {
+        let keys = value.map(|value| self.indexes().map(|index| index.key_of(member, value)).collect());
+        keys.unwrap_or_default()
+    }
+
+    /// Locks the indexes, unless that is done. Under a shard's lock.
+    pub(super) fn hold_indexes<'t>(&'t self, held: &mut index::Held<'t, V>) {
+        if held.is_empty() {
+            held.extend(self.indexes().map(Index::lock));
+        }
+    }
+
+    /// Locks the indexes, and sees whether the value may go into them.
+    #[cold]
+    fn enter<'t>(&'t self, held: &mut index::Held<'t, V>, member: &str, new: &mut New<V>) -> Result<(), Refused> {
+        // Whoever has locked them before has seen to it.
+        let is_checked = !held.is_empty();
+        self.hold_indexes(held);
+        index::check_fresh(held, &new.keys)?;
+        if is_checked {
+            return Ok(());
+        }
+        let indexes: Vec<_> = self.indexes().collect();
+        let checked = index::check_unique(&indexes, held, member, &new.keys, self.clock.reached());
+        checked.map_err(|duplicate| {
+            new.duplicate = Some(duplicate);
+            Refused::Duplicate
+        })
+    }
+
+    #[cold]
+    fn index(
+        held: &mut index::Held<'_, V>,
+        member: &Member,
+        value: Option<&V>,
+        keys: &mut Vec<SortKey>,
+        deadline: Option<u64>,
+    ) {
+        let Some(value) = value else { return };
+        for (content, key) in held.iter_mut().zip(keys.drain(..)) {
+            content.put(member, key, index::Entry { value: value.clone(), deadline });
+        }
+    }
+
+    /// Adds an index of all members, whose sort keys are made by the caller's code with nothing locked. Returns its place.
+    ///
+    /// From the moment when it is added every write goes into it. The members that were there before follow, each unless
+    /// it has been written since.
+    ///
+    /// # Errors
+    ///
+    /// Two members with the same key, in one that allows one. `None` stands for too many indexes, or one of the same name.
+    pub(crate) fn add_index(&self, index: Index<V>) -> Result<usize, Option<Duplicate>> {
+        let all = self.lock_all();
+        let place = self.indexed.load(Ordering::Relaxed) as usize;
+        if place == index::MANY || self.index_named(&index.name).is_some() {
+            drop(all);
+            return Err(None);
+        }
+        let indexes = self.indexes.get_or_init(|| Box::new(std::array::from_fn(|_| OnceLock::new())));
+        // Nobody else sets it: every shard is locked.
+        let index = indexes[place].get_or_init(|| index);
+        self.indexed.store(place as u32 + 1, Ordering::Release);
+        drop(all);
+
+        let building = index::Building(index);
+        let mut cursor = Some(0);
+        while let Some(at) = cursor {
+            let mut found = Vec::new();
+            // A part is small while the collection is: then there is nothing to share between threads.
+            while found.len() < index::MANY_AT_ONCE
+                && let Some(at) = cursor
+            {
+                cursor = self.scan_all(at, |member| found.push(member)).unwrap_or_default();
+            }
+            let made = index::in_parallel(found, |found| index.key_of(&found.member, &found.value));
+            // By the cursor of the part that each is in.
+            let mut made: Vec<_> = made
+                .into_iter()
+                .map(|(found, key)| {
+                    let hash = self.hash(&found.member);
+                    (u64::from(shard_bits(hash).reverse_bits()), hash, found, Some(key))
+                })
+                .collect();
+            made.sort_unstable_by_key(|(place, ..)| *place);
+            let (mut rest, mut from) = (&mut made[..], Some(at));
+            while !rest.is_empty()
+                && let Some(at) = from
+            {
+                let mut count = 0;
+                let done = self.scan_with(at, |inner, next| {
+                    count = rest.partition_point(|(place, ..)| *place < next);
+                    let mut content = index.lock();
+                    for (_, hash, found, key) in &mut rest[..count] {
+                        let slot = inner.slots.find(*hash, |slot| slot.member == found.member);
+                        if slot.is_some_and(|slot| slot.stamp.version() == found.stamp.version())
+                            && let Some(key) = key.take()
+                        {
+                            let entry = index::Entry { value: found.value.clone(), deadline: found.deadline };
+                            content.put(&found.member, key, entry);
+                        }
+                    }
+                });
+                debug_assert!(done.is_ok(), "what has indexes does not move");
+                from = done.unwrap_or_default();
+                rest = &mut rest[count..];
+            }
+        }
+        building.done(self.clock.reached()).map(|()| place).map_err(Some)
     }
 
     /// Puts a value in place, if the member is as it is to be.
@@ -630,7 +828,7 @@ impl<V: Stored> Table<V> {
         let decide = |seen: Option<Seen<'_, V>>, _: &mut Option<V>| {
             if only.allows(seen.as_ref()) { Act::Delete } else { Act::Leave }
         };
-        self.change(member, &mut New { value: None, codec: 0 }, ledger, decide)
+        self.change(member, &mut New::nothing(0), ledger, decide)
     }
 
     /// Removes a member whose deadline this is and has come.
@@ -648,7 +846,8 @@ impl<V: Stored> Table<V> {
             match slots.find_entry(hash, |slot| slot.member == *member) {
                 Ok(occupied) if occupied.get().stamp.expires() && has_it(Deadlines::get(deadlines, member)) => {
                     let kind = ChangeKind::Expire;
-                    let done = self.remove(hash, occupied, live, bytes, at_risk, deadlines, kind, ledger)?;
+                    let parts = (live, bytes, at_risk, deadlines);
+                    let done = self.remove(hash, occupied, parts, &mut Vec::new(), kind, ledger)?;
                     *newest = done.version;
                     Ok(done.old)
                 }
@@ -658,15 +857,12 @@ impl<V: Stored> Table<V> {
     }
 
     /// Removes the value of a slot that has one.
-    #[expect(clippy::too_many_arguments, reason = "the parts of a shard, one of which is borrowed")]
-    fn remove(
-        &self,
+    fn remove<'t>(
+        &'t self,
         hash: u64,
         mut occupied: OccupiedEntry<'_, Slot<V>>,
-        live: &mut u32,
-        bytes: &mut u64,
-        at_risk: &mut usize,
-        deadlines: &mut Option<Box<Deadlines>>,
+        (live, bytes, at_risk, deadlines): Parts<'_>,
+        held_indexes: &mut index::Held<'t, V>,
         kind: ChangeKind,
         ledger: &(impl Ledger + ?Sized),
     ) -> Result<Done<V>, Refused> {
@@ -692,6 +888,10 @@ impl<V: Stored> Table<V> {
             Deadlines::set(deadlines, &self.hasher, &slot.member, None);
             ledger.schedule(&slot.member, deadline, None);
         }
+        if self.indexed.load(Ordering::Relaxed) > 0 {
+            self.hold_indexes(held_indexes);
+            held_indexes.iter_mut().for_each(|content| content.remove(&slot.member));
+        }
         *live -= 1;
         *bytes -= weight as u64;
         let old = if ledger.persists() {
@@ -703,7 +903,7 @@ impl<V: Stored> Table<V> {
         } else {
             occupied.remove().0.value
         };
-        Ok(Done { old, version })
+        Ok(Done::new(old, version))
     }
 
     /// Puts a member, or a tombstone, that is stored already: clean, and nobody is told. The highest version wins; whether
@@ -805,7 +1005,7 @@ impl<V: Stored> Table<V> {
             return Err(Refused::Moved);
         }
         ledger.check_open()?;
-        let mut cleared = Cleared { members: 0, _tables: Vec::new(), _values: Vec::new() };
+        let mut cleared = Cleared { members: 0, _indexed: Vec::new(), _tables: Vec::new(), _values: Vec::new() };
         if all.iter().all(|(_, inner)| inner.live == 0) {
             return Ok(cleared);
         }
@@ -824,6 +1024,10 @@ impl<V: Stored> Table<V> {
                 }
             }
         }
+        let mut indexes = Vec::new();
+        self.hold_indexes(&mut indexes);
+        cleared._indexed = indexes.iter_mut().map(|content| content.clear()).collect();
+        drop(indexes);
         let mut freed = 0;
         for (_, inner) in &mut all {
             cleared.members += inner.live as usize - inner.expired(&self.clock);
@@ -940,6 +1144,15 @@ impl<V: Stored> Table<V> {
             let seen = slot.and_then(|slot| Some((slot.value.clone()?, slot.stamp.version())));
             (seen, inner.newest)
         })
+    }
+
+    /// What has to be known of a part of the members to tell whether it changes.
+    pub(crate) fn mark_part(&self, cursor: u64) -> Result<(Scanned, Option<u64>), Refused> {
+        let mut scanned = Scanned { from: cursor, newest: 0, expired: 0 };
+        let next = self.scan_with(cursor, |inner, _| {
+            (scanned.newest, scanned.expired) = (inner.newest, inner.expired(&self.clock));
+        })?;
+        Ok((scanned, next))
     }
 
     /// A part of the members for a transaction.
@@ -1171,8 +1384,8 @@ mod tests {
     }
 
     fn put(table: &Table<Value>, member: &str, value: &str, ledger: &Counts) {
-        let mut new = New { value: Some(Value::from(value)), codec: 0 };
-        table.put(member, &mut new, Until::Removed, ledger).unwrap();
+        let mut new = New::put(Value::from(value), 0);
+        table.put_only(member, &mut new, Until::Removed, Only::Always, ledger).unwrap();
     }
 
     fn filled(members: usize) -> (Table<Value>, Counts) {
