@@ -106,8 +106,9 @@ impl ManualClock {
     /// Goes on by so long; parts of a millisecond are left out.
     pub fn advance(&self, by: Duration) {
         let by = u64::try_from(by.as_millis()).unwrap_or(LAST);
-        let later = self.0.reached().saturating_add(by).min(LAST);
-        self.0.reached.fetch_max(later, Ordering::AcqRel);
+        let later = |time: u64| Some(time.saturating_add(by).min(LAST));
+        // It always gives one.
+        _ = self.0.reached.fetch_update(Ordering::AcqRel, Ordering::Acquire, later);
         let waiting: Vec<_> = self.0.waiting.lock().iter().filter_map(Weak::upgrade).collect();
         waiting.iter().for_each(|waits| waits.look_again());
     }

@@ -116,6 +116,7 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Collection<T> {
             let mut found = Vec::new();
             let scanned = shelves.raw.table.scan_all(at, |member| found.push(member));
             let Ok(next) = scanned else { return Ok(()) };
+            Self::drop_expired(handle, engine, shelves, &mut found);
             failed.extend(shelves.decode_into(found, &shelf.form, codec_name, &mut made));
             cursor = next;
         }
@@ -132,13 +133,23 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Collection<T> {
                 Ok(()) => return Ok(()),
                 // Somebody else has moved them, or members are gone.
                 Err(stale) if stale.newer.is_empty() => return Ok(()),
-                Err(stale) => {
+                Err(mut stale) => {
                     made = stale.made;
+                    Self::drop_expired(handle, engine, shelves, &mut stale.newer);
                     failed = shelves.decode_into(stale.newer, &shelf.form, codec_name, &mut made);
                 }
             }
         }
         Ok(())
+    }
+
+    /// Removes those whose deadline has come: nobody has to decode them.
+    fn drop_expired(handle: &Handle, engine: &Engine, shelves: &Shelves, found: &mut Vec<Found<Value>>) {
+        let reached = engine.clock.reached();
+        found.retain(|found| {
+            let over = found.deadline.filter(|at| *at <= reached);
+            over.is_none_or(|at| handle.core.expire(shelves.id, &found.member, at).is_err())
+        });
     }
 
     /// Puts the members that do not decode into quarantine, or makes an error of them.

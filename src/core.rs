@@ -14,6 +14,7 @@ use crate::codec;
 use crate::error::{Error, Result};
 use crate::expiry::Agenda;
 use crate::fs::Native;
+use crate::future::{self, Waiter};
 use crate::janitor::{self, Concern, Link, Msg};
 use crate::key::{self, MAX_VALUE};
 use crate::map::{Ledger, MAX_VERSION, Named, Refused, Registry, Stamp, Told, Watching};
@@ -66,6 +67,7 @@ pub(crate) struct Engine {
     pub(crate) clock: Arc<Clock>,
     pub(crate) agenda: Arc<Agenda>,
     pub(crate) watches: Arc<Watches>,
+    pub(crate) waiter: Arc<Waiter>,
     hasher: NameHasher,
     codecs: Codecs,
     /// The number of the last write.
@@ -87,13 +89,16 @@ pub(crate) struct Engine {
 /// A copy of the store as it was at one moment, being made.
 struct Cut<'a> {
     engine: &'a Engine,
-    _copying: MutexGuard<'a, ()>,
+    copying: Option<MutexGuard<'a, ()>>,
 }
 
 impl Drop for Cut<'_> {
     fn drop(&mut self) {
         self.engine.cut.store(0, Ordering::SeqCst);
-        self.engine.forget_kept();
+        // What was kept may be the last of the caller's values: it is dropped with nothing locked.
+        let kept = self.engine.take_all_kept();
+        drop(self.copying.take());
+        drop(kept);
     }
 }
 
@@ -137,6 +142,7 @@ impl Engine {
             registry: Registry::new(hasher.clone()),
             agenda: Agenda::new(clock.clone()),
             watches: Arc::default(),
+            waiter: Arc::default(),
             clock,
             hasher,
             codecs: Codecs::new(),
@@ -217,8 +223,8 @@ impl Engine {
 
     /// Calls `found` with the collection, the codec, and each member as it was at one moment. Writers go on meanwhile, and what they replace is kept until it was found. Returns the number of the moment.
     pub(crate) fn walk_at_once(&self, mut found: impl FnMut(&str, &Arc<str>, Record) -> Result<()>) -> Result<u64> {
-        let _cut = Cut { engine: self, _copying: self.copying.lock() };
-        self.forget_kept();
+        let _cut = Cut { engine: self, copying: Some(self.copying.lock()) };
+        drop(self.take_all_kept());
         // From here on what is replaced is kept. Whoever gets a number after the next one sees that.
         self.cut.store(u64::MAX, Ordering::SeqCst);
         let moment = self.version.0.fetch_add(1, Ordering::AcqRel) + 1;
@@ -237,13 +243,14 @@ impl Engine {
         failed.map(|()| moment)
     }
 
-    fn forget_kept(&self) {
+    /// Nobody copies the store any more, or somebody is about to. What comes back is to be dropped.
+    fn take_all_kept(&self) -> Vec<Box<dyn Any>> {
+        let mut kept = Vec::new();
         for shelves in self.registry.all() {
-            crate::shelf::AnyShelf::forget_kept(&shelves.raw);
-            if let Some(typed) = shelves.typed.get() {
-                typed.forget_kept();
-            }
+            kept.push(crate::shelf::AnyShelf::take_all_kept(&shelves.raw));
+            kept.extend(shelves.typed.get().map(|typed| typed.take_all_kept()));
         }
+        kept
     }
 
     fn each_kept(&self, moment: u64, mut found: impl FnMut(&str, Record)) {
@@ -484,7 +491,7 @@ impl Core {
         self.engine.get()
     }
 
-    fn closed(&self) -> Error {
+    pub(crate) fn closed(&self) -> Error {
         Error::Closed { path: self.path.clone() }
     }
 
@@ -538,7 +545,9 @@ impl Core {
         if engine.persists() {
             // Dead now means that the write may not have been heard.
             engine.link.check_alive()?;
-            if self.knobs.durability == Durability::Immediate {
+            if future::is_deferred(self) {
+                _ = future::defer(self, concern);
+            } else if self.knobs.durability == Durability::Immediate {
                 self.wait_for_write(engine, concern())?;
             }
         }
@@ -553,7 +562,8 @@ impl Core {
 
     /// Removes a member whose deadline has come.
     pub(crate) fn expire(&self, collection: u32, member: &Member, deadline: u64) -> Result<(), Refused> {
-        let Some(engine) = self.engine.get() else { return Ok(()) };
+        // It is being loaded: later.
+        let Some(engine) = self.engine.get() else { return Err(Refused::Closed) };
         let shelves = engine.registry.by_id(collection);
         let lane = self.lane(engine, &shelves);
         loop {
@@ -628,6 +638,26 @@ impl Core {
     fn wait_until_durable(&self, engine: &Engine, action: &'static str, concern: Concern) -> Result<()> {
         let (reply, answer) = bounded(1);
         self.ask(engine, action, Msg::Flush(concern, reply), &answer)
+    }
+
+    /// Asks for all of it to be made durable.
+    pub(crate) fn ask_all(&self, concerns: Vec<Concern>) -> Result<Vec<Receiver<Result<()>>>> {
+        // Also while the store is being closed, which makes everything durable.
+        let engine = self.engine.get().ok_or_else(|| self.closed())?;
+        let ask = |concern| {
+            let (reply, answer) = bounded(1);
+            self.send(engine, "an awaited write", Msg::Flush(concern, reply)).map(|()| answer)
+        };
+        concerns.into_iter().map(ask).collect()
+    }
+
+    /// Waits for the answers.
+    pub(crate) fn wait_for_all(&self, answers: &[Receiver<Result<()>>]) -> Result<()> {
+        let Some(engine) = self.engine.get() else { return Ok(()) };
+        answers.iter().try_for_each(|answer| {
+            let answered = self.wait_for_answer(engine, answer, |_| {});
+            answered.unwrap_or_else(|| Err(self.stalled(engine, "an awaited write")))
+        })
     }
 
     /// As `wait_until_durable`. Whoever waits alone does not fall asleep for as long as a sync usually takes: to be woken
@@ -734,6 +764,7 @@ impl Core {
         if closing.done {
             engine.agenda.end();
             engine.watches.end();
+            engine.waiter.end();
         }
         if let Some(panic) = seen.panic {
             resume_unwind(panic);
@@ -799,6 +830,7 @@ impl Core {
         if self.life.load(Ordering::Acquire) != life::OPEN {
             engine.agenda.end();
             engine.watches.end();
+            engine.waiter.end();
             return;
         }
         let own_thread = engine.link.on_janitor_thread();
@@ -810,6 +842,7 @@ impl Core {
         self.life.store(life::CLOSED, Ordering::Release);
         engine.agenda.end();
         engine.watches.end();
+        engine.waiter.end();
         engine.registry.all().iter().for_each(|shelves| shelves.barrier());
         let (reply, answer) = bounded(1);
         engine.send(Msg::Stop(reply));
@@ -907,7 +940,10 @@ impl Loading<'_> {
                     janitor::run(janitor_core, backend, inbox, urgent);
                 }
             });
-            let handle = spawned.map_err(|error| Error::io("start the janitor's thread of", &core.path, error))?;
+            let handle = spawned.map_err(|error| {
+                engine.agenda.end();
+                Error::io("start the janitor's thread of", &core.path, error)
+            })?;
             *core.janitor.lock() = Some(handle);
             self.done = true;
             let counted = Arc::downgrade(core);

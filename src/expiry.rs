@@ -69,10 +69,7 @@ impl Agenda {
             return Ok(());
         }
         let (agenda, weak) = (self.clone(), Arc::downgrade(core));
-        let spawned = thread::Builder::new().name("larder-expiry".into()).spawn(move || {
-            // A `Drop` of the caller's that panics with a value that expires ends neither this nor anything else.
-            while catch_unwind(AssertUnwindSafe(|| agenda.run(&weak))).is_err() {}
-        });
+        let spawned = thread::Builder::new().name("larder-expiry".into()).spawn(move || agenda.run(&weak));
         let failed = |error| Error::io("start the thread that waits for deadlines of", &core.path, error);
         state.thread = Some(spawned.map_err(failed)?);
         state.started = true;
@@ -105,7 +102,9 @@ impl Agenda {
         while let Some(due) = self.next() {
             let Some(core) = core.upgrade() else { return };
             let refused = |(deadline, collection, member): &(u64, u32, Member)| {
-                core.expire(*collection, member, *deadline).is_err()
+                // A `Drop` of the caller's may panic: what it belongs to is gone by then, and the others still come.
+                let expired = catch_unwind(AssertUnwindSafe(|| core.expire(*collection, member, *deadline)));
+                matches!(expired, Ok(Err(_)))
             };
             if let Some(first) = due.iter().position(refused) {
                 // There is no room for the delete, or the store is being closed, which may fail. For readers the members

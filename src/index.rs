@@ -272,9 +272,19 @@ impl<T: Send + Sync + 'static, K> Index<T, K> {
         Arc::ptr_eq(self.collection.shelves(), collection.shelves()).then_some(self.place)
     }
 
-    pub(crate) fn find(&self, from: Bound<Place>, to: impl Fn(&[u8]) -> bool, limit: usize) -> Vec<(Place, Arc<T>)> {
-        let Some(kept) = self.kept() else { return Vec::new() };
-        kept.range(from.as_ref(), to, limit, self.collection.shelf().table.clock())
+    fn find(&self, from: Bound<Place>, to: impl Fn(&[u8]) -> bool, limit: usize) -> Vec<(Place, Arc<T>)> {
+        self.find_at(self.collection.shelf().table.reached(), from, to, limit)
+    }
+
+    /// As it is at a time, as far as members expire.
+    pub(crate) fn find_at(
+        &self,
+        time: u64,
+        from: Bound<Place>,
+        to: impl Fn(&[u8]) -> bool,
+        limit: usize,
+    ) -> Vec<(Place, Arc<T>)> {
+        self.kept().map(|kept| kept.range(from.as_ref(), to, limit, time)).unwrap_or_default()
     }
 }
 

@@ -5,7 +5,7 @@
 //! truth, and nothing is remembered here but keys. Idle, it sleeps in the channel; while it has work it looks about once a
 //! millisecond, so that a writer does not wake it up for every key.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
@@ -82,6 +82,8 @@ pub(crate) enum Concern {
 /// What a transaction wrote. It is stored whole, before anything newer of its members is.
 pub(crate) struct Transaction {
     pub(crate) writes: Vec<TransactionWrite>,
+    /// What it holds, among the bytes not yet durable, until it is durable.
+    pub(crate) charge: usize,
 }
 
 pub(crate) struct TransactionWrite {
@@ -340,7 +342,7 @@ pub(crate) fn run(core: Arc<Core>, backend: Box<dyn Backend>, inbox: Receiver<Ms
         fresh: Vec::new(),
         pending: HashMap::default(),
         clears: HashMap::default(),
-        transactions: Vec::new(),
+        transactions: VecDeque::new(),
         late: Vec::new(),
         overtaken: Vec::new(),
         applied: HashMap::default(),
@@ -380,7 +382,7 @@ struct Janitor {
     /// bytes not yet durable beyond what its slot counts.
     pending: HashMap<KeyId, usize>,
     clears: HashMap<u32, u64>,
-    transactions: Vec<Transaction>,
+    transactions: VecDeque<Transaction>,
     /// Received out of turn.
     late: Vec<Msg>,
     /// Written again since a transaction that has just been offered: they come next.
@@ -425,7 +427,7 @@ impl Janitor {
                     break;
                 }
                 let ending = self.close.is_some() || self.stop.is_some();
-                if !(ending && self.drain()) {
+                if !(ending && (self.drain() || !self.fresh.is_empty())) {
                     break;
                 }
             }
@@ -590,7 +592,7 @@ impl Janitor {
             Msg::Transaction(transaction) => {
                 self.link.transactions.fetch_sub(1, Ordering::SeqCst);
                 self.link.in_hand.fetch_add(1, Ordering::Relaxed);
-                self.transactions.push(transaction);
+                self.transactions.push_back(transaction);
             }
             Msg::Flush(concern, reply) => self.flushes.push((concern, reply)),
             Msg::Compact(reply) => self.compacts.push(reply),
@@ -643,9 +645,16 @@ impl Janitor {
         let mut keys = keys.into_iter().peekable();
         // What is fresh is there once: its mark is set still. What is retried may be fresh, too.
         let mut offered = (!self.pending.is_empty() || !self.unencodable.is_empty()).then(HashSet::default);
+        let mut again = true;
         loop {
             if keys.peek().is_none() && !self.overtaken.is_empty() {
-                keys = std::mem::take(&mut self.overtaken).into_iter().peekable();
+                // Once more: whoever waits may wait for one of them. What is overtaken then was sent after the waiting began.
+                let overtaken = std::mem::take(&mut self.overtaken);
+                if !std::mem::replace(&mut again, false) {
+                    self.fresh.extend(overtaken);
+                    break;
+                }
+                keys = overtaken.into_iter().peekable();
                 offered.get_or_insert_default();
             }
             if keys.peek().is_none() && self.clears.is_empty() && self.transactions.is_empty() {
@@ -731,7 +740,9 @@ impl Janitor {
         let covered = match self.store_transactions(engine) {
             Ok(covered) => covered,
             Err(error) => {
-                self.pending.extend(taken.into_iter().map(|(key, _, charge, _)| (key, charge)));
+                for (key, _, charge, _) in taken {
+                    *self.pending.entry(key).or_insert(0) += charge;
+                }
                 return Err(error);
             }
         };
@@ -744,6 +755,10 @@ impl Janitor {
         });
 
         let clears = std::mem::take(&mut self.clears);
+        for &id in clears.keys() {
+            // It may have come with the transactions.
+            collections.entry(id).or_insert_with(|| engine.registry.by_id(id));
+        }
         let mut batch = Vec::with_capacity(clears.len() + taken.len());
         for (id, version) in &clears {
             batch.push(Change::Clear { collection: collections[id].name(), version: *version });
@@ -787,7 +802,7 @@ impl Janitor {
         }
         for (index, (key, load, mut charge, _)) in taken.into_iter().enumerate() {
             if is_failed(offset + index) {
-                self.pending.insert(key, charge);
+                *self.pending.entry(key).or_insert(0) += charge;
             } else {
                 let deleted = matches!(load.payload, Payload::Gone);
                 let charge = if buffered {
@@ -836,7 +851,7 @@ impl Janitor {
     fn store_transactions(&mut self, engine: &crate::core::Engine) -> Result<HashMap<KeyId, u64>> {
         let mut covered = HashMap::default();
         while !self.transactions.is_empty() {
-            let transaction = &self.transactions[0];
+            let Some(transaction) = self.transactions.front() else { break };
             let shelves: Vec<_> =
                 transaction.writes.iter().map(|write| engine.registry.by_id(write.collection)).collect();
             let codecs: Vec<_> = transaction.writes.iter().map(|write| engine.codec_name(write.codec)).collect();
@@ -855,7 +870,7 @@ impl Janitor {
                 .collect();
             self.link.calling(|| self.backend.apply_transaction(&changes))?;
             drop(changes);
-            let transaction = self.transactions.remove(0);
+            let Some(transaction) = self.transactions.pop_front() else { break };
             for (write, shelves) in transaction.writes.iter().zip(shelves) {
                 let key = (write.collection, write.member.clone());
                 // The mark is the transaction's, or was there before it: whoever writes from now on sends the key.
@@ -918,8 +933,8 @@ impl Janitor {
         let clears = std::mem::take(&mut self.applied_clears);
         let mut transactions = std::mem::take(&mut self.applied_transactions);
         if let Err(error) = synced {
-            transactions.append(&mut self.transactions);
-            self.transactions = transactions;
+            transactions.extend(self.transactions.drain(..));
+            self.transactions = transactions.into();
             for (id, version) in clears {
                 let clear = self.clears.entry(id).or_insert(version);
                 *clear = version.max(*clear);
@@ -929,7 +944,7 @@ impl Janitor {
             }
             return Err(error);
         }
-        let mut freed = 0;
+        let mut freed = transactions.iter().map(|transaction| transaction.charge).sum::<usize>();
         self.stored += applied.len() + clears.len();
         for (key, done) in &applied {
             freed += done.charge;

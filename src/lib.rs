@@ -64,6 +64,11 @@
 //!   counters.
 //! - **Transactions** over any members of any collections: [`Store::transaction`].
 //! - **Watching** every change: [`Store::watch`], [`Collection::watch`].
+//! - **Indexes**: [`Collection::index_by`], [`unique_index_by`](Collection::unique_index_by),
+//!   [`ordered`](Collection::ordered).
+//! - **Async**: reads and writes do not block. What waits for the disk has awaitable forms, for any runtime:
+//!   [`Store::flush_async`], [`write_async`](Store::write_async), [`load_async`](Store::load_async),
+//!   [`close_async`](Store::close_async).
 //!
 //! # Consistency
 //!
@@ -104,6 +109,7 @@ mod crash;
 mod error;
 mod expiry;
 mod fs;
+mod future;
 #[cfg(any(fuzzing, test))]
 #[doc(hidden)]
 pub mod fuzzing;
@@ -134,6 +140,7 @@ pub use codec::Bincode;
 pub use codec::{Codec, CodecError, Json};
 pub use collection::{Collection, TypedIter};
 pub use error::{Cause, Error, Result};
+pub use future::Awaited;
 pub use index::{Comparable, Cursor, Index, IndexKey, Page};
 pub use key::{MAX_COLLECTION, MAX_MEMBER, MAX_VALUE};
 pub use options::{Durability, Options};

@@ -186,7 +186,7 @@ pub(crate) trait AnyShelf: Send + Sync {
     fn records(&self, cursor: u64, out: &mut Vec<Record>) -> Result<Option<u64>, Refused>;
     /// Appends what was kept for whoever copies the store as it was at that moment.
     fn kept(&self, moment: u64, out: &mut Vec<Record>);
-    fn forget_kept(&self);
+    fn take_all_kept(&self) -> Box<dyn Any>;
     fn names(&self, cursor: u64, out: &mut Vec<Member>) -> Result<Option<u64>, Refused>;
     fn tally(&self) -> Result<(usize, u64), Refused>;
     fn barrier(&self);
@@ -195,16 +195,22 @@ pub(crate) trait AnyShelf: Send + Sync {
     fn unmark(&self, member: &str) -> Result<Option<Mark>, Refused>;
     fn bury(&self, member: &str, version: u64) -> Result<(), Refused>;
     /// A member with its version, if it is there, and the last write to its part of the collection.
-    fn read_for_transaction(&self, collection: &str, member: &str) -> Result<(Option<(Value, u64)>, u64), Stop>;
+    fn read_for_transaction(
+        &self,
+        collection: &str,
+        member: &str,
+        time: u64,
+    ) -> Result<(Option<(Value, u64)>, u64), Stop>;
     /// All members, and what has to be known of them to tell whether they change.
     fn scan_for_transaction(
         &self,
         collection: &str,
+        time: u64,
         scan: &mut Scan,
         out: &mut Vec<(Member, Value)>,
     ) -> Result<(), Stop>;
     /// Whether what was read is still so.
-    fn agrees(&self, reads: &Reads) -> Result<bool, Refused>;
+    fn agrees(&self, reads: &Reads, time: u64) -> Result<bool, Refused>;
     /// Locks the shards of these members, or all.
     fn lock(&self, members: &mut dyn Iterator<Item = &Member>, all: bool) -> Result<Box<dyn AnyLocked + '_>, Refused>;
     /// A value as the shelf holds it, and its codec.
@@ -229,7 +235,7 @@ pub(crate) struct Put<'a> {
 
 /// Shards of a shelf, locked.
 pub(crate) trait AnyLocked {
-    fn agrees(&self, reads: &Reads) -> bool;
+    fn agrees(&self, reads: &Reads, time: u64) -> bool;
     /// The size that the value counts.
     fn weigh(&self, held: &Held) -> usize;
     /// Writes a member, with its codec and what becomes of its deadline, or deletes it if it is there.
@@ -241,8 +247,8 @@ pub(crate) trait AnyLocked {
 }
 
 impl<V: Stored> AnyLocked for Locked<'_, V> {
-    fn agrees(&self, reads: &Reads) -> bool {
-        Locked::agrees(self, reads)
+    fn agrees(&self, reads: &Reads, time: u64) -> bool {
+        Locked::agrees(self, reads, time)
     }
 
     fn weigh(&self, held: &Held) -> usize {
@@ -360,8 +366,8 @@ impl<V: Stored> AnyShelf for Shelf<V> {
         Ok(next)
     }
 
-    fn forget_kept(&self) {
-        self.table.forget_kept();
+    fn take_all_kept(&self) -> Box<dyn Any> {
+        Box::new(self.table.take_all_kept())
     }
 
     fn kept(&self, moment: u64, out: &mut Vec<Record>) {
@@ -423,8 +429,13 @@ impl<V: Stored> AnyShelf for Shelf<V> {
         self.table.bury(member, version)
     }
 
-    fn read_for_transaction(&self, collection: &str, member: &str) -> Result<(Option<(Value, u64)>, u64), Stop> {
-        let (seen, newest) = self.table.read_for_transaction(member)?;
+    fn read_for_transaction(
+        &self,
+        collection: &str,
+        member: &str,
+        time: u64,
+    ) -> Result<(Option<(Value, u64)>, u64), Stop> {
+        let (seen, newest) = self.table.read_for_transaction(member, time)?;
         let Some((value, version)) = seen else { return Ok((None, newest)) };
         Ok((self.shown(collection, member, Some(value))?.map(|value| (value, version)), newest))
     }
@@ -432,13 +443,14 @@ impl<V: Stored> AnyShelf for Shelf<V> {
     fn scan_for_transaction(
         &self,
         collection: &str,
+        time: u64,
         scan: &mut Scan,
         out: &mut Vec<(Member, Value)>,
     ) -> Result<(), Stop> {
         let mut cursor = Some(0);
         while let Some(at) = cursor {
             let mut found = Vec::new();
-            let (scanned, next) = self.table.scan_part(at, |member| found.push((member.member, member.value)))?;
+            let (scanned, next) = self.table.scan_part(at, time, |member| found.push((member.member, member.value)))?;
             scan.add(&scanned);
             for (member, value) in found {
                 if let Some(value) = self.shown(collection, &member, Some(value))? {
@@ -450,8 +462,8 @@ impl<V: Stored> AnyShelf for Shelf<V> {
         Ok(())
     }
 
-    fn agrees(&self, reads: &Reads) -> Result<bool, Refused> {
-        self.table.agrees(reads)
+    fn agrees(&self, reads: &Reads, time: u64) -> Result<bool, Refused> {
+        self.table.agrees(reads, time)
     }
 
     fn lock(&self, members: &mut dyn Iterator<Item = &Member>, all: bool) -> Result<Box<dyn AnyLocked + '_>, Refused> {

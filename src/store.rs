@@ -176,6 +176,10 @@ impl Store {
         &self.handle
     }
 
+    pub(crate) fn core_handle(&self) -> &Arc<Core> {
+        &self.handle.core
+    }
+
     pub(crate) fn core(&self) -> &Core {
         &self.handle.core
     }

@@ -42,6 +42,9 @@ const PATIENT: u32 = 4;
 /// How often an index is looked at until nothing is written meanwhile, before the transaction begins again.
 const LOOKS: usize = 10;
 
+/// What a write takes in the record beside its member's name and value, at most: numbers, the collection's name, the codec's.
+const EACH: usize = 320;
+
 /// The most bytes that a transaction writes: it is one record of the journal.
 const MOST_BYTES: usize = MAX_VALUE;
 
@@ -89,8 +92,9 @@ impl Store {
         let handle = self.handle();
         let engine = handle.engine()?;
         for attempt in 0..ATTEMPTS {
-            let start = engine.moment();
-            let mut transaction = Transaction { handle, engine, start, conflict: false, touched: BTreeMap::new() };
+            let (start, time) = (engine.moment(), engine.clock.reached());
+            let mut transaction =
+                Transaction { handle, engine, start, time, conflict: false, touched: BTreeMap::new() };
             let done = work(&mut transaction);
             if !transaction.conflict {
                 // Whatever went wrong did so with what was there at one moment.
@@ -127,6 +131,8 @@ pub struct Transaction<'a> {
     engine: &'a Engine,
     /// Everything that was read is as it was when this was the highest version.
     start: u64,
+    /// And as it is at this time, as far as members expire.
+    time: u64,
     /// It cannot be done any more, and is to be tried again.
     conflict: bool,
     /// By the collections' numbers.
@@ -184,7 +190,7 @@ impl<'a> Transaction<'a> {
             let Some(shelf) = self.touched[&id].shelf() else { return Err(self.fail()) };
             return shelf.show(collection, member, &placed.value).map(Some);
         }
-        self.read(id, member, |shelves| shelves.current().read_for_transaction(collection, member))
+        self.read(id, member, |shelves, time| shelves.current().read_for_transaction(collection, member, time))
     }
 
     /// Whether there is such a member.
@@ -205,8 +211,9 @@ impl<'a> Transaction<'a> {
         let collection = collection.as_ref();
         key::check_collection(collection)?;
         let id = self.touch(collection);
-        let mut all =
-            self.read_all(id, |shelves, scan, out| shelves.current().scan_for_transaction(collection, scan, out))?;
+        let mut all = self.read_all(id, |shelves, time, scan, out| {
+            shelves.current().scan_for_transaction(collection, time, scan, out)
+        })?;
         let touched = &self.touched[&id];
         all.retain(|(member, _)| !touched.writes.contains_key(member));
         for (member, placed) in touched.writes.iter().filter_map(|(member, placed)| Some((member, placed.as_ref()?))) {
@@ -307,7 +314,7 @@ impl<T: Send + Sync + 'static> TypedTransaction<'_, '_, T> {
             return Ok(written.as_ref().and_then(Self::own));
         }
         let table = &self.collection.shelf().table;
-        self.transaction.read(self.id, member, |_| Ok(table.read_for_transaction(member)?))
+        self.transaction.read(self.id, member, |_, time| Ok(table.read_for_transaction(member, time)?))
     }
 
     /// Whether there is such a member.
@@ -326,10 +333,10 @@ impl<T: Send + Sync + 'static> TypedTransaction<'_, '_, T> {
     /// As [`get`](Self::get).
     pub fn get_all(&mut self) -> Result<Vec<(Member, Arc<T>)>> {
         let table = &self.collection.shelf().table;
-        let mut all = self.transaction.read_all(self.id, |_, scan, out| {
+        let mut all = self.transaction.read_all(self.id, |_, time, scan, out| {
             let mut cursor = Some(0);
             while let Some(at) = cursor {
-                let (scanned, next) = table.scan_part(at, |found| out.push((found.member, found.value)))?;
+                let (scanned, next) = table.scan_part(at, time, |found| out.push((found.member, found.value)))?;
                 scan.add(&scanned);
                 cursor = next;
             }
@@ -370,13 +377,13 @@ impl<T: Send + Sync + 'static> TypedTransaction<'_, '_, T> {
             return Err(Error::InvalidKey { key: self.collection.name().to_owned(), rule });
         };
         let table = &self.collection.shelf().table;
-        let mut found = self.transaction.read_all(self.id, |_, scan, out| {
+        let mut found = self.transaction.read_all(self.id, |_, time, scan, out| {
             // Nothing was written between two looks that are the same.
             for _ in 0..LOOKS {
-                *scan = table.mark()?;
+                *scan = table.mark(time)?;
                 let (from, to) = bounds(&range);
-                let found = index.find(from, to, usize::MAX);
-                if table.mark()? == *scan {
+                let found = index.find_at(time, from, to, usize::MAX);
+                if table.mark(time)? == *scan {
                     out.extend(found.into_iter().map(|(place, value)| (place.1.clone(), (place, value))));
                     return Ok(());
                 }
@@ -483,12 +490,13 @@ impl Transaction<'_> {
 
     /// Moves the moment on, if everything that was read is still so.
     fn extend(&mut self) -> Result<()> {
-        let now = self.engine.moment();
-        let agrees = |touched: &Touched| touched.shelf().is_some_and(|shelf| shelf.agrees(&touched.reads) == Ok(true));
+        let (now, time) = (self.engine.moment(), self.engine.clock.reached());
+        let agrees =
+            |touched: &Touched| touched.shelf().is_some_and(|shelf| shelf.agrees(&touched.reads, time) == Ok(true));
         if self.conflict || !self.touched.values().all(agrees) {
             return Err(self.fail());
         }
-        self.start = now;
+        (self.start, self.time) = (now, time);
         Ok(())
     }
 
@@ -497,13 +505,13 @@ impl Transaction<'_> {
         &mut self,
         id: u32,
         member: &str,
-        look: impl Fn(&Shelves) -> Result<(Option<(V, u64)>, u64), Stop>,
+        look: impl Fn(&Shelves, u64) -> Result<(Option<(V, u64)>, u64), Stop>,
     ) -> Result<Option<V>> {
         loop {
             if self.touched[&id].shelf().is_none() {
                 return Err(self.fail());
             }
-            let (seen, newest) = match look(&self.touched[&id].shelves) {
+            let (seen, newest) = match look(&self.touched[&id].shelves, self.time) {
                 Ok(found) => found,
                 Err(Stop::Refused(_)) => return Err(self.fail()),
                 Err(Stop::Failed(error)) => return Err(error),
@@ -528,13 +536,13 @@ impl Transaction<'_> {
     fn read_all<V>(
         &mut self,
         id: u32,
-        look: impl Fn(&Shelves, &mut Scan, &mut Vec<(Member, V)>) -> Result<(), Stop>,
+        look: impl Fn(&Shelves, u64, &mut Scan, &mut Vec<(Member, V)>) -> Result<(), Stop>,
     ) -> Result<Vec<(Member, V)>> {
         if self.touched[&id].shelf().is_none() {
             return Err(self.fail());
         }
         let (mut scan, mut out) = (Scan::default(), Vec::new());
-        match look(&self.touched[&id].shelves, &mut scan, &mut out) {
+        match look(&self.touched[&id].shelves, self.time, &mut scan, &mut out) {
             Ok(()) => {}
             Err(Stop::Refused(_)) => return Err(self.fail()),
             Err(Stop::Failed(error)) => return Err(error),
@@ -559,16 +567,17 @@ impl Transaction<'_> {
         let writes = self.touched.values().flat_map(|touched| &touched.writes);
         let bytes = writes.map(|(member, placed)| {
             let value = placed.as_ref().and_then(|placed| placed.bytes.as_ref());
-            1024 + member.len() + value.map_or(0, |value| value.len())
+            EACH + member.len() + value.map_or(0, |value| value.len())
         });
         let size = bytes.sum();
         if size > MOST_BYTES {
             return Err(Error::TooLarge { key: "a transaction".into(), size, limit: MOST_BYTES });
         }
-        self.handle.core.write(self.engine, || Concern::Transaction, || self.try_to_commit())
+        self.handle.core.write(self.engine, || Concern::Transaction, || self.try_to_commit(size))
     }
 
-    fn try_to_commit(&self) -> Result<(), Stop> {
+    /// `size` is what its record takes.
+    fn try_to_commit(&self, size: usize) -> Result<(), Stop> {
         let (core, engine) = (&self.handle.core, self.engine);
         let conflict = || Stop::Failed(Error::Conflict { attempts: 1 });
         let concerned = self.touched.values().filter(|touched| !touched.reads.is_empty() || !touched.writes.is_empty());
@@ -580,7 +589,8 @@ impl Transaction<'_> {
             let shards = shelf.lock(&mut members, touched.reads.scan.is_some()).map_err(|_| conflict())?;
             locked.push((touched, shards));
         }
-        if !locked.iter().all(|(touched, shards)| shards.agrees(&touched.reads)) {
+        let time = engine.clock.reached();
+        if !locked.iter().all(|(touched, shards)| shards.agrees(&touched.reads, time)) {
             return Err(conflict());
         }
 
@@ -606,13 +616,14 @@ impl Transaction<'_> {
         let lane = core.lane(engine, &first.shelves);
         lane.check_open()?;
         if engine.persists() {
-            lane.charge(charge as isize)?;
+            // The values stand in the map, and in the record that waits.
+            lane.charge((charge + size) as isize)?;
             engine.link.transaction_comes();
         }
         let is_watched = |touched: &Touched| !touched.writes.is_empty() && engine.watches.wants(&touched.shelves);
         let holding = self.touched.values().any(is_watched).then(|| RefCell::new(Holding::new(&engine.watches)));
         let version = lane.next_version();
-        let mut sent = janitor::Transaction { writes: Vec::new() };
+        let mut sent = janitor::Transaction { writes: Vec::new(), charge: size };
         let mut charged = 0;
         for (touched, shards) in &mut locked {
             let lane = core.lane(engine, &touched.shelves);

@@ -118,6 +118,8 @@ struct Rings {
 pub(crate) struct Watches {
     rings: Mutex<Rings>,
     changed: Condvar,
+    /// Held by whoever begins to watch.
+    beginning: Mutex<()>,
     /// The store as a whole is watched.
     all: AtomicBool,
 }
@@ -225,19 +227,19 @@ impl<V> Watch<V> {
     ) -> Result<Watch<V>> {
         let watches = engine.watches.clone();
         let key = shelves.as_ref().map(|shelves| shelves.id);
+        let beginning = watches.clone();
+        let _beginning = beginning.beginning.lock();
         let is_new = {
             let mut rings = watches.rings.lock();
             let ring = rings.rings.entry(key).or_default();
             ring.watches += 1;
+            match &shelves {
+                Some(shelves) => shelves.watched.store(true, Ordering::SeqCst),
+                None => watches.all.store(true, Ordering::SeqCst),
+            }
             ring.watches == 1
         };
         let mut watch = Watch { watches, key, shelves, next: 0, read };
-        if is_new {
-            match &watch.shelves {
-                Some(shelves) => shelves.watched.store(true, Ordering::SeqCst),
-                None => watch.watches.all.store(true, Ordering::SeqCst),
-            }
-        }
         // Whoever writes without having seen that is done by then.
         match &watch.shelves {
             Some(shelves) => shelves.barrier(),

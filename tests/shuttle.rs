@@ -613,3 +613,31 @@ fn a_put_that_races_a_deadline_stays() {
         store.close().unwrap();
     });
 }
+
+/// Fails when an index is added between the keys of a write and the write, or changed outside the lock of the member.
+#[test]
+fn an_index_is_in_step_with_the_members() {
+    check(|| {
+        let store = Store::in_memory();
+        let numbers = store.collection::<u64>("n").unwrap();
+        numbers.put("a", 1).unwrap();
+        numbers.put("b", 2).unwrap();
+        let other = numbers.clone();
+        let writer = thread::spawn(move || {
+            other.put("a", 3).unwrap();
+            other.delete("b").unwrap();
+            other.put("c", 2).unwrap();
+        });
+        let index = numbers.unique_index_by("number", |number| *number);
+        if let Ok(index) = &index {
+            let found = index.all().len();
+            assert!((1..=2).contains(&found), "{found}");
+        }
+        writer.join().unwrap();
+        let index = index.unwrap();
+        let mut members: Vec<_> = numbers.get_all().into_iter().map(|(member, number)| (*number, member)).collect();
+        members.sort();
+        let found: Vec<_> = index.all().into_iter().map(|(member, number)| (*number, member)).collect();
+        assert_eq!(found, members);
+    });
+}

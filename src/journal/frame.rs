@@ -168,9 +168,15 @@ fn header_checksum(place: Place, header: &[u8]) -> u32 {
 
 /// At least as many bytes as the change takes in a frame.
 pub(crate) fn size(change: &Change<'_>) -> usize {
-    /// More than the names and numbers take.
-    const REST: usize = 2 << 10;
-    REST + if let Change::Put { value, .. } = change { value.len() } else { 0 }
+    /// More than numbers and the codec's name take.
+    const REST: usize = 64;
+    REST + match *change {
+        Change::Put { collection, member, value, .. } => collection.len() + member.len() + value.len(),
+        Change::Delete { collection, member, .. } | Change::Deadline { collection, member, .. } => {
+            collection.len() + member.len()
+        }
+        Change::Clear { collection, .. } => collection.len(),
+    }
 }
 
 fn encode_transaction(out: &mut Vec<u8>, changes: &[Change<'_>]) {

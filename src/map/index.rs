@@ -12,7 +12,6 @@ use std::ops::Bound;
 use std::sync::OnceLock;
 
 use super::{Refused, Stored};
-use crate::clock::Clock;
 use crate::sync::atomic::{AtomicU8, Ordering};
 use crate::sync::{NameHasher, RwLock, RwLockWriteGuard};
 use crate::value::Member;
@@ -106,9 +105,8 @@ impl<V: Stored> Index<V> {
         from: Bound<&Place>,
         to: impl Fn(&[u8]) -> bool,
         limit: usize,
-        clock: &Clock,
+        reached: u64,
     ) -> Vec<(Place, V)> {
-        let reached = clock.reached();
         let content = self.content.read();
         let found = content.entries.range::<Place, _>((from, Bound::Unbounded));
         let there = found.take_while(|((key, _), _)| to(key)).filter(|(_, entry)| entry.shows(reached));

@@ -64,10 +64,10 @@ pub(crate) struct Locked<'a, V> {
 
 impl<V: Stored> Table<V> {
     /// As if all members were read.
-    pub(crate) fn mark(&self) -> Result<Scan, Refused> {
+    pub(crate) fn mark(&self, time: u64) -> Result<Scan, Refused> {
         let (mut scan, mut cursor) = (Scan::default(), Some(0));
         while let Some(at) = cursor {
-            let (scanned, next) = self.mark_part(at)?;
+            let (scanned, next) = self.mark_part(at, time)?;
             scan.add(&scanned);
             cursor = next;
         }
@@ -75,16 +75,16 @@ impl<V: Stored> Table<V> {
     }
 
     /// Whether what was read is still so.
-    pub(crate) fn agrees(&self, reads: &Reads) -> Result<bool, Refused> {
+    pub(crate) fn agrees(&self, reads: &Reads, time: u64) -> Result<bool, Refused> {
         for (member, version) in &reads.members {
-            if self.look(member, |seen| seen.version)?.unwrap_or(0) != *version {
+            if self.version_at(member, time)? != *version {
                 return Ok(false);
             }
         }
         let Some(scan) = &reads.scan else { return Ok(true) };
         let (mut cursor, mut expired) = (Some(0), 0);
         while let Some(at) = cursor {
-            let (scanned, next) = self.mark_part(at)?;
+            let (scanned, next) = self.mark_part(at, time)?;
             if !scan.covers(scanned.from, scanned.newest) {
                 return Ok(false);
             }
@@ -140,17 +140,17 @@ impl<V: Stored> Locked<'_, V> {
     }
 
     /// Whether what was read is still so.
-    pub(crate) fn agrees(&self, reads: &Reads) -> bool {
+    pub(crate) fn agrees(&self, reads: &Reads, time: u64) -> bool {
         let same = |(member, version): (&Member, &u64)| {
             let (hash, at) = self.place(member);
-            self.table.version_in(&self.guards[at].1, hash, member) == *version
+            self.table.version_in(&self.guards[at].1, hash, member, time) == *version
         };
         let Some(scan) = &reads.scan else { return reads.members.iter().all(same) };
         let is_covered = |(number, inner): &(u32, RwLockWriteGuard<'_, Inner<V>>)| {
             scan.covers(u64::from(number.reverse_bits()), inner.newest)
         };
         self.guards.iter().all(is_covered)
-            && self.guards.iter().map(|(_, inner)| self.table.expired_in(inner)).sum::<usize>() == scan.expired
+            && self.guards.iter().map(|(_, inner)| inner.expired(time)).sum::<usize>() == scan.expired
             && reads.members.iter().all(same)
     }
 

@@ -125,9 +125,13 @@ impl<V> Inner<V> {
         slot.value.is_some() && (!slot.stamp.expires() || self.deadline(slot).is_none_or(|at| at > clock.reached()))
     }
 
+    /// The same at a time.
+    fn shows_at(&self, slot: &Slot<V>, time: u64) -> bool {
+        slot.value.is_some() && (!slot.stamp.expires() || self.deadline(slot).is_none_or(|at| at > time))
+    }
+
     /// Members that have expired and are still here.
-    fn expired(&self, clock: &Clock) -> usize {
-        let reached = clock.reached();
+    pub(super) fn expired(&self, reached: u64) -> usize {
         let some = self.deadlines.as_ref().filter(|some| some.earliest <= reached);
         some.map_or(0, |some| some.of.values().filter(|at| **at <= reached).count())
     }
@@ -417,18 +421,19 @@ impl<V: Stored> Table<V> {
         self.depth.load(Ordering::Acquire)
     }
 
-    /// The version of a member that is there to be seen; 0 if none is.
-    pub(super) fn version_in(&self, inner: &Inner<V>, hash: u64, member: &str) -> u64 {
+    /// The version of a member that is there to be seen at a time; 0 if none is.
+    pub(super) fn version_in(&self, inner: &Inner<V>, hash: u64, member: &str, time: u64) -> u64 {
         let slot = inner.slots.find(hash, |slot| slot.member == *member);
-        slot.filter(|slot| inner.shows(slot, &self.clock)).map_or(0, |slot| slot.stamp.version())
+        slot.filter(|slot| inner.shows_at(slot, time)).map_or(0, |slot| slot.stamp.version())
     }
 
-    pub(super) fn reached(&self) -> u64 {
+    pub(super) fn version_at(&self, member: &str, time: u64) -> Result<u64, Refused> {
+        let hash = self.hash(member);
+        self.read(hash, |inner| self.version_in(inner, hash, member, time))
+    }
+
+    pub(crate) fn reached(&self) -> u64 {
         self.clock.reached()
-    }
-
-    pub(super) fn expired_in(&self, inner: &Inner<V>) -> usize {
-        inner.expired(&self.clock)
     }
 
     /// Gives half of a shard, whose lock is held, to the child that is born of it.
@@ -680,10 +685,6 @@ impl<V: Stored> Table<V> {
     pub(super) fn indexes(&self) -> impl Iterator<Item = &Index<V>> {
         let count = self.indexed.load(Ordering::Acquire) as usize;
         self.indexes.get().into_iter().flat_map(move |indexes| indexes[..count].iter().filter_map(OnceLock::get))
-    }
-
-    pub(crate) fn clock(&self) -> &Clock {
-        &self.clock
     }
 
     pub(crate) fn index_named(&self, name: &str) -> Option<&Index<V>> {
@@ -1030,7 +1031,7 @@ impl<V: Stored> Table<V> {
         drop(indexes);
         let mut freed = 0;
         for (_, inner) in &mut all {
-            cleared.members += inner.live as usize - inner.expired(&self.clock);
+            cleared.members += inner.live as usize - inner.expired(self.clock.reached());
             for (member, deadline) in inner.deadlines.take().into_iter().flat_map(|some| some.of) {
                 ledger.schedule(&member, Some(deadline), None);
             }
@@ -1074,10 +1075,10 @@ impl<V: Stored> Table<V> {
         self.scan_then(cursor, false, &mut pick, |next| self.copied.store(next, Ordering::Relaxed))
     }
 
-    /// Nobody copies the store, and somebody may begin to.
-    pub(crate) fn forget_kept(&self) {
+    /// Nobody copies the store, and somebody may begin to. What comes back is to be dropped when nothing is locked.
+    pub(crate) fn take_all_kept(&self) -> Vec<(Found<V>, u64)> {
         self.copied.store(0, Ordering::Relaxed);
-        drop(std::mem::take(&mut *self.kept.lock()));
+        std::mem::take(&mut *self.kept.lock())
     }
 
     /// What was there at that moment and was replaced since, as far as it was not copied.
@@ -1111,7 +1112,8 @@ impl<V: Stored> Table<V> {
         self.write(hash, |inner| {
             if let Ok(occupied) = inner.slots.find_entry(hash, |slot| slot.member == *member) {
                 let slot = occupied.get();
-                if slot.value.is_none() && slot.stamp.version() == version && !slot.stamp.dirty() {
+                // One that a transaction deleted again has an older version than that.
+                if slot.value.is_none() && slot.stamp.version() <= version && !slot.stamp.dirty() {
                     occupied.remove();
                 }
             }
@@ -1136,21 +1138,21 @@ impl<V: Stored> Table<V> {
     }
 
     /// A member for a transaction: its value and version, if it is there, and the last write to its part of the table.
-    pub(crate) fn read_for_transaction(&self, member: &str) -> Result<(Option<(V, u64)>, u64), Refused> {
+    pub(crate) fn read_for_transaction(&self, member: &str, time: u64) -> Result<(Option<(V, u64)>, u64), Refused> {
         let hash = self.hash(member);
         self.read(hash, |inner| {
             let slot = inner.slots.find(hash, |slot| slot.member == *member);
-            let slot = slot.filter(|slot| inner.shows(slot, &self.clock));
+            let slot = slot.filter(|slot| inner.shows_at(slot, time));
             let seen = slot.and_then(|slot| Some((slot.value.clone()?, slot.stamp.version())));
             (seen, inner.newest)
         })
     }
 
     /// What has to be known of a part of the members to tell whether it changes.
-    pub(crate) fn mark_part(&self, cursor: u64) -> Result<(Scanned, Option<u64>), Refused> {
+    pub(crate) fn mark_part(&self, cursor: u64, time: u64) -> Result<(Scanned, Option<u64>), Refused> {
         let mut scanned = Scanned { from: cursor, newest: 0, expired: 0 };
         let next = self.scan_with(cursor, |inner, _| {
-            (scanned.newest, scanned.expired) = (inner.newest, inner.expired(&self.clock));
+            (scanned.newest, scanned.expired) = (inner.newest, inner.expired(time));
         })?;
         Ok((scanned, next))
     }
@@ -1159,12 +1161,13 @@ impl<V: Stored> Table<V> {
     pub(crate) fn scan_part(
         &self,
         cursor: u64,
+        time: u64,
         mut pick: impl FnMut(Found<V>),
     ) -> Result<(Scanned, Option<u64>), Refused> {
         let mut scanned = Scanned { from: cursor, newest: 0, expired: 0 };
         let next = self.scan_with(cursor, |inner, _| {
-            (scanned.newest, scanned.expired) = (inner.newest, inner.expired(&self.clock));
-            for slot in inner.slots.iter().filter(|slot| inner.shows(slot, &self.clock)) {
+            (scanned.newest, scanned.expired) = (inner.newest, inner.expired(time));
+            for slot in inner.slots.iter().filter(|slot| inner.shows_at(slot, time)) {
                 if let Some(value) = slot.value.clone() {
                     let (member, deadline) = (slot.member.clone(), inner.deadline(slot));
                     pick(Found { member, value, stamp: slot.stamp, deadline });
@@ -1222,7 +1225,7 @@ impl<V: Stored> Table<V> {
                 return Err(Refused::Moved);
             }
             if Self::holds(shard, number, bits) {
-                live += inner.live as usize - inner.expired(&self.clock);
+                live += inner.live as usize - inner.expired(self.clock.reached());
                 bytes += inner.bytes;
                 let next = at + (1 << (32 - shard.depth.load(Ordering::Relaxed)));
                 cursor = (next < 1 << 32).then_some(next);
@@ -1307,6 +1310,9 @@ impl<V: Stored> Table<V> {
                 to.adopt(moved, deadline);
             }
         }
+        // What was deleted here was deleted there, too.
+        let newest = all.iter().map(|(_, inner)| inner.newest).max().unwrap_or(0);
+        to.lock_all().iter_mut().for_each(|(_, inner)| inner.newest = newest);
         self.moved.store(true, Ordering::Relaxed);
         publish(charge);
         drop(all);

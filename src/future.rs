@@ -1,0 +1,298 @@
+//! Awaitable forms of what waits for the disk, for any async runtime.
+//!
+//! Reads and writes never block, so they are plain calls. What waits is done by threads: one for each store that is asked
+//! waits for what is to become durable, for all who await it; a load and a close have one each.
+
+use std::cell::RefCell;
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+use std::task::{Context, Poll, Waker};
+
+use crate::core::{Core, Engine};
+use crate::error::{Error, Result};
+use crate::janitor::Concern;
+use crate::options::Options;
+use crate::report::{CloseReport, LoadReport};
+use crate::store::Store;
+use crate::sync::{Condvar, Mutex, thread};
+
+/// Something that is being done, and its result: for `.await`.
+///
+/// It is begun already, and is done whether or not anybody awaits it.
+#[must_use = "what went wrong is told to whoever awaits it"]
+pub struct Awaited<R>(Arc<Mutex<State<R>>>);
+
+struct State<R> {
+    done: Option<Result<R>>,
+    taken: bool,
+    waker: Option<Waker>,
+}
+
+/// Whoever does it. When it goes without a result, it tells that.
+struct Doer<R>(Arc<Mutex<State<R>>>);
+
+fn awaited<R>() -> (Doer<R>, Awaited<R>) {
+    let state = Arc::new(Mutex::new(State { done: None, taken: false, waker: None }));
+    (Doer(state.clone()), Awaited(state))
+}
+
+impl<R> Doer<R> {
+    fn done(&self, result: Result<R>) {
+        let waker = {
+            let mut state = self.0.lock();
+            if state.done.is_some() || state.taken {
+                return;
+            }
+            state.done = Some(result);
+            state.waker.take()
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+}
+
+impl<R> Drop for Doer<R> {
+    fn drop(&mut self) {
+        self.done(Err(Error::Degraded { reason: "the thread that was to do it has gone".into(), source: None }));
+    }
+}
+
+impl<R> fmt::Debug for Awaited<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Awaited").field("done", &self.0.lock().done.is_some()).finish()
+    }
+}
+
+impl<R> Future for Awaited<R> {
+    type Output = Result<R>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<R>> {
+        let mut state = self.0.lock();
+        match state.done.take() {
+            Some(done) => {
+                state.taken = true;
+                Poll::Ready(done)
+            }
+            None => {
+                state.waker = Some(context.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+}
+
+thread_local! {
+    /// The store whose writes do not wait on this thread, and what is to be waited for instead.
+    static DEFERRED: RefCell<Option<(*const Core, Vec<Concern>)>> = const { RefCell::new(None) };
+}
+
+/// Somebody has used it: until then no write looks.
+static USED: AtomicBool = AtomicBool::new(false);
+
+/// Takes a write's concern, if its wait is left to somebody else. Otherwise it comes back.
+pub(crate) fn defer(core: &Core, concern: impl FnOnce() -> Concern) -> Result<(), Concern> {
+    DEFERRED.with_borrow_mut(|deferred| match deferred {
+        Some((of, concerns)) if std::ptr::eq(*of, core) => {
+            concerns.push(concern());
+            Ok(())
+        }
+        _ => Err(concern()),
+    })
+}
+
+/// Whether writes to the store leave their wait to somebody else.
+#[inline]
+pub(crate) fn is_deferred(core: &Core) -> bool {
+    USED.load(Ordering::Relaxed)
+        && DEFERRED.with_borrow(|deferred| deferred.as_ref().is_some_and(|(of, _)| std::ptr::eq(*of, core)))
+}
+
+/// Puts back what was deferred before, also when the caller's code panics.
+struct Restore(Option<(*const Core, Vec<Concern>)>);
+
+impl Drop for Restore {
+    fn drop(&mut self) {
+        DEFERRED.set(self.0.take());
+    }
+}
+
+/// What somebody awaits the durability of.
+struct Job {
+    concerns: Vec<Concern>,
+    done: Box<dyn FnOnce(Result<()>) + Send>,
+}
+
+/// The thread that waits, for everybody.
+#[derive(Default)]
+pub(crate) struct Waiter {
+    state: Mutex<Jobs>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Jobs {
+    jobs: Vec<Job>,
+    started: bool,
+    ending: bool,
+}
+
+impl Waiter {
+    fn add(self: &Arc<Self>, core: &Arc<Core>, job: Job) {
+        let mut state = self.state.lock();
+        if state.ending {
+            drop(state);
+            return (job.done)(Err(core.closed()));
+        }
+        if !state.started {
+            let (waiter, weak) = (self.clone(), Arc::downgrade(core));
+            let spawned = thread::Builder::new().name("larder-await".into()).spawn(move || waiter.run(&weak));
+            if let Err(error) = spawned {
+                drop(state);
+                return (job.done)(Err(Error::io("start the thread that waits for", &core.path, error)));
+            }
+            state.started = true;
+        }
+        state.jobs.push(job);
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    /// Nothing more is taken; what is there is still answered.
+    pub(crate) fn end(&self) {
+        self.state.lock().ending = true;
+        self.changed.notify_all();
+    }
+
+    fn run(&self, core: &Weak<Core>) {
+        loop {
+            let jobs = {
+                let mut state = self.state.lock();
+                loop {
+                    if !state.jobs.is_empty() {
+                        break std::mem::take(&mut state.jobs);
+                    }
+                    if state.ending {
+                        return;
+                    }
+                    (state, _) = crate::sync::wait_for(&self.changed, state, std::time::Duration::from_secs(3600));
+                }
+            };
+            let Some(core) = core.upgrade() else { return };
+            // All are asked for before the first is waited for: they share a sync.
+            let asked: Vec<_> = jobs.into_iter().map(|job| (core.ask_all(job.concerns), job.done)).collect();
+            for (asked, done) in asked {
+                done(asked.and_then(|answers| core.wait_for_all(&answers)));
+            }
+        }
+    }
+}
+
+impl Store {
+    /// As [`flush`](Self::flush), for `.await`.
+    pub fn flush_async(&self) -> Awaited<()> {
+        let (doer, awaited) = awaited();
+        match self.handle().engine() {
+            Err(error) => doer.done(Err(error)),
+            Ok(engine) => self.wait_for(engine, vec![Concern::Everything], move |done| doer.done(done)),
+        }
+        awaited
+    }
+
+    /// Runs `writes`, now and on this thread, and gives its result when everything that it has written to this store is durable,
+    /// whatever the store's [`Durability`](crate::Durability): the awaitable form of any write. Its writes do not wait for
+    /// the disk even in `Immediate` mode, unless the bytes not yet durable are at their
+    /// [bound](crate::Options::max_unsaved).
+    ///
+    /// The errors are those of `writes`, and of [`flush`](Self::flush) for what it has written.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn block_on<R>(future: impl Future<Output = R>) -> R {
+    /// #     let (mut future, waker) = (std::pin::pin!(future), std::task::Waker::noop());
+    /// #     loop {
+    /// #         if let std::task::Poll::Ready(done) = future.as_mut().poll(&mut std::task::Context::from_waker(waker)) {
+    /// #             return done;
+    /// #         }
+    /// #     }
+    /// # }
+    /// use larder::{Durability, Store};
+    ///
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let path = dir.path().join("music");
+    /// # block_on(async {
+    /// let store = Store::options(path).durability(Durability::Immediate).open_async().await?;
+    /// let artists = store.collection::<String>("artist")?;
+    /// let old = store.write_async(|| artists.put("bjork", "Iceland".into())).await?;
+    /// assert_eq!(old, None);
+    /// store.close_async().await?;
+    /// # Ok::<(), larder::Error>(())
+    /// # })?;
+    /// # Ok::<(), larder::Error>(())
+    /// ```
+    pub fn write_async<R: Send + 'static>(&self, writes: impl FnOnce() -> Result<R>) -> Awaited<R> {
+        let (doer, awaited) = awaited();
+        USED.store(true, Ordering::Relaxed);
+        let core = Arc::as_ptr(self.core_handle());
+        let restore = Restore(DEFERRED.replace(Some((core, Vec::new()))));
+        let written = writes();
+        let concerns = DEFERRED.take().map(|(_, concerns)| concerns).unwrap_or_default();
+        drop(restore);
+        match (written, self.handle().engine()) {
+            (Err(error), _) => doer.done(Err(error)),
+            (Ok(written), _) if concerns.is_empty() => doer.done(Ok(written)),
+            (Ok(_), Err(error)) => doer.done(Err(error)),
+            (Ok(written), Ok(engine)) => {
+                self.wait_for(engine, concerns, move |done| doer.done(done.map(|()| written)));
+            }
+        }
+        awaited
+    }
+
+    fn wait_for(&self, engine: &Engine, concerns: Vec<Concern>, done: impl FnOnce(Result<()>) + Send + 'static) {
+        if !engine.persists() {
+            return done(Ok(()));
+        }
+        engine.waiter.add(self.core_handle(), Job { concerns, done: Box::new(done) });
+    }
+
+    /// As [`load`](Self::load), for `.await`.
+    pub fn load_async(&self) -> Awaited<LoadReport> {
+        let store = self.clone();
+        on_a_thread("larder-load", self, move || store.load())
+    }
+
+    /// As [`close`](Self::close), for `.await`.
+    pub fn close_async(&self) -> Awaited<CloseReport> {
+        let store = self.clone();
+        on_a_thread("larder-close", self, move || store.close())
+    }
+}
+
+impl Options {
+    /// As [`open`](Self::open), for `.await`.
+    pub async fn open_async(self) -> Result<Store> {
+        let store = self.build()?;
+        store.load_async().await?;
+        Ok(store)
+    }
+}
+
+fn on_a_thread<R: Send + 'static>(
+    name: &str,
+    store: &Store,
+    work: impl FnOnce() -> Result<R> + Send + 'static,
+) -> Awaited<R> {
+    let (doer, awaited) = awaited();
+    let doer = Arc::new(doer);
+    let for_thread = doer.clone();
+    let spawned = thread::Builder::new().name(name.into()).spawn(move || for_thread.done(work()));
+    if let Err(error) = spawned {
+        doer.done(Err(Error::io("start a thread for", store.path(), error)));
+    }
+    awaited
+}
