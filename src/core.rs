@@ -1161,4 +1161,18 @@ mod tests {
         assert_eq!(store.get("b/gone").unwrap(), None);
         assert_eq!(store.stats().members, 2);
     }
+
+    #[test]
+    fn a_delete_in_a_transaction_leaves_no_tombstone_behind() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path().join("store")).unwrap();
+        for _ in 0..100 {
+            store.put("c/k", "1").unwrap();
+            store.delete("c/k").unwrap();
+            store.transaction(|tx| tx.delete("c/k")).unwrap();
+            store.flush().unwrap();
+        }
+        let shelves = store.core().engine().unwrap().shelves("c");
+        assert_eq!(shelves.raw.table.slots(), 0);
+    }
 }

@@ -57,12 +57,13 @@ pub struct Stats {
     /// Collections that have members.
     pub collections: usize,
     /// Bytes of members' names and values; of a typed collection, its values' size in RAM without what they point to.
+    /// A member that has expired counts until it is removed, a moment later.
     pub bytes: u64,
     /// Keys not yet durable: at most this many, since one that is written again while it is stored counts twice.
     pub dirty: usize,
     /// How long the oldest of them has waited, to within a millisecond or the time of one batch.
     pub oldest_dirty: Option<Duration>,
-    /// Bytes written and not yet durable, which [`Options::max_unsaved`](crate::Options::max_unsaved) bounds.
+    /// Bytes written and not yet durable, the records of transactions included, which [`Options::max_unsaved`](crate::Options::max_unsaved) bounds.
     pub unsaved_bytes: usize,
     /// Bytes in the journal that have not come to rest in files, which
     /// [`Options::max_journal`](crate::Options::max_journal) bounds.

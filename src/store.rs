@@ -282,7 +282,7 @@ impl Store {
 
     /// Puts a value in place that expires: when so much time has passed the member is gone from every read. A later put
     /// without a time to live takes the deadline away. Deadlines are kept to the millisecond, as points in time, across
-    /// reopening.
+    /// reopening. With a time of zero the member is gone at once, for everybody but those who watch.
     ///
     /// # Errors
     ///

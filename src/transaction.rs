@@ -57,13 +57,17 @@ impl Store {
     /// do nothing that cannot be done twice, and should write through its argument: to the store itself, what it writes is
     /// written at once, and is a change by others. When it fails or panics, nothing has changed.
     ///
+    /// Members expire at a moment of their own: a transaction sees them as of one time. A put in it takes a deadline away, as
+    /// every put does. A transaction within another one is one by itself, and is done when it returns. At the
+    /// [bound](crate::Options::max_unsaved) of what is not durable it waits, and fails, as a put does.
+    ///
     /// In [`Immediate`](crate::Durability::Immediate) mode it is durable when the call returns; in the others it is as
     /// durable as any write made at the same time.
     ///
     /// # Errors
     ///
     /// What `work` returns: an error of your own is made with [`Error::aborted`]. [`Error::Conflict`] if others have come
-    /// between a few hundred times; [`Error::TooLarge`] if it writes more than 1 GiB; those of [`put`](Self::put).
+    /// between a few hundred times; [`Error::TooLarge`] if its record takes more than 1 GiB, names and about 300 bytes for each write included; those of [`put`](Self::put).
     ///
     /// # Examples
     ///

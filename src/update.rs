@@ -104,7 +104,8 @@ impl<T: Send + Sync + 'static> Collection<T> {
     }
 
     /// The member's value, and the version that [`compare_and_put`](Self::compare_and_put) compares. Every change of a
-    /// member, and of its deadline, gives it a higher one.
+    /// member, and of its deadline, gives it a higher one, across reopening, too. After a crash that took the last writes
+    /// their numbers may be given again: a version that is kept elsewhere should be one that was durable.
     pub fn get_versioned(&self, member: impl AsRef<str>) -> Option<(Arc<T>, u64)> {
         self.shelf().table.look(member.as_ref(), |seen| (seen.value.clone(), seen.version)).ok()?
     }

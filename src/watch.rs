@@ -191,8 +191,8 @@ impl<'a> Holding<'a> {
 /// ends when the store is closed.
 ///
 /// It keeps nobody from anything: not a writer from writing, nor the last handle from closing the store. The last 4,096
-/// changes of what is watched are held, for all who watch it; who is slower is told how many it has
-/// [missed](Watched::Missed).
+/// changes of what is watched are held with their old and new values, for all who watch it, as long as anybody does, read or
+/// not; who is slower is told how many it has [missed](Watched::Missed).
 pub struct Watch<V> {
     watches: Arc<Watches>,
     key: Option<u32>,
@@ -424,8 +424,8 @@ impl Store {
         Watch::new(self.handle().engine()?, None, None, read_bytes)
     }
 
-    /// The same, beginning with the first change after a version: to go on where an earlier watch has ended, while another
-    /// one has kept the changes.
+    /// The same, beginning with the first change after a version: to go on where an earlier watch has ended. Changes are held
+    /// only while somebody watches the store: keep a watch for that, even if nobody reads it.
     ///
     /// # Errors
     ///

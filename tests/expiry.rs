@@ -278,3 +278,77 @@ fn deadlines_and_what_has_expired_survive_a_crash() {
         }
     }
 }
+
+/// A value whose end calls the store, or panics.
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Ends {
+    number: u32,
+    #[serde(skip)]
+    calls: Option<Store>,
+    panics: bool,
+}
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        if let Some(store) = &self.calls {
+            // With the shard's lock held this would not come back.
+            assert!(store.len("v").is_ok());
+        }
+        assert!(!self.panics, "on purpose");
+    }
+}
+
+#[test]
+fn what_has_expired_is_dropped_where_no_lock_is_held() {
+    let store = Store::in_memory();
+    let values = store.collection::<Ends>("v").unwrap();
+    let value = |number| Ends { number, calls: Some(store.clone()), panics: false };
+    for number in 0..300 {
+        values.put_with_ttl("k", value(number), Duration::ZERO).unwrap();
+        assert!(values.put("k", value(number)).unwrap().is_none());
+        values.put_with_ttl("t", value(number), Duration::ZERO).unwrap();
+        store.transaction(|tx| tx.collection(&values)?.put("t", value(number))).unwrap();
+    }
+    assert_eq!((values.len(), values.get("k").unwrap().number), (2, 299));
+}
+
+#[test]
+fn a_value_whose_end_panics_keeps_no_other_from_ending() {
+    let clock = clock();
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir.path().join("store"), &clock, Layout::Files);
+    let values = store.collection::<Ends>("v").unwrap();
+    for number in 0..100 {
+        values
+            .put_with_ttl(number.to_string(), Ends { number, calls: None, panics: number % 10 == 3 }, ms(10))
+            .unwrap();
+    }
+    clock.advance(ms(10));
+    until("all of them are removed", || store.stats().bytes == 0);
+    store.flush().unwrap();
+    store.close().unwrap();
+}
+
+#[test]
+fn what_expired_while_the_store_was_closed_is_removed_and_need_not_decode() {
+    for layout in LAYOUTS {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("store");
+        let clock = clock();
+        let store = open(&path, &clock, layout);
+        for number in 0..500 {
+            store.put_with_ttl(format!("c/{number}"), "no number", ms(10)).unwrap();
+        }
+        store.put("c/stays", "1").unwrap();
+        store.close().unwrap();
+        clock.advance(ms(10));
+        for _ in 0..3 {
+            let store = open(&path, &clock, layout);
+            let typed = store.collection::<u32>("c").unwrap();
+            assert_eq!((typed.members(), typed.len()), (vec!["stays".into()], 1));
+            // A name of 5 bytes, and a number of 4.
+            until("all of them are removed", || store.stats().bytes == 9);
+            store.close().unwrap();
+        }
+    }
+}

@@ -542,10 +542,11 @@ fn what_a_transaction_counts_is_counted_once() {
 
 /// Fails when a transaction's values reach the backend in parts, or after what is newer.
 #[test]
-fn a_transaction_is_stored_whole_beside_single_writes() {
+fn a_transaction_is_stored_whole_beside_single_writes_and_failures() {
     check(|| {
         let disk = Shared::default();
         let store = open(&disk);
+        disk.break_down(1, 1);
         let other = store.clone();
         let writer = thread::spawn(move || {
             for round in 1..3u8 {
@@ -559,12 +560,16 @@ fn a_transaction_is_stored_whole_beside_single_writes() {
             }
         });
         store.put("c/a", [100]).unwrap();
-        store.flush().unwrap();
+        // It may meet a failure, or not.
+        _ = store.flush();
         store.delete("d/b").unwrap();
+        store.delete_all("e").unwrap();
+        store.put("e/a", [1]).unwrap();
         writer.join().unwrap();
-        store.flush().unwrap();
+        while store.flush().is_err() {}
         agree(&store, &disk, "c");
         agree(&store, &disk, "d");
+        agree(&store, &disk, "e");
         assert_eq!((store.stats().dirty, store.stats().unsaved_bytes), (0, 0));
         store.close().unwrap();
     });

@@ -484,3 +484,82 @@ fn large_ones_split_what_they_fill() {
     assert_eq!(store.transaction(clear).unwrap(), 50_000);
     assert!(store.is_empty("c").unwrap());
 }
+
+#[test]
+fn one_member_written_all_the_time_holds_up_no_flush_and_stays_within_the_bound() {
+    for layout in [Layout::Files, Layout::Packed] {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::options(dir.path().join("store")).layout(layout).max_unsaved(1 << 20).open().unwrap();
+        let done = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let writer = scope.spawn(|| {
+                let mut round = 0u64;
+                while !done.load(Ordering::Relaxed) {
+                    round += 1;
+                    store
+                        .transaction(|tx| {
+                            tx.put("a/x", round.to_string().repeat(1000))?;
+                            tx.put("b/x", round.to_string())
+                        })
+                        .unwrap();
+                    // A clear that comes to the janitor with a transaction.
+                    store.put(format!("c{}/m", round % 50), "1").unwrap();
+                    store.delete_all(format!("c{}", (round + 25) % 50)).unwrap();
+                    // Less than that, and what the queue can hold until it is looked at.
+                    assert!(store.stats().unsaved_bytes <= 1 << 20);
+                }
+                round
+            });
+            for _ in 0..50 {
+                store.flush().unwrap();
+            }
+            done.store(true, Ordering::Relaxed);
+            assert!(writer.join().unwrap() > 0);
+        });
+        store.flush().unwrap();
+        assert_eq!((store.stats().dirty, store.stats().unsaved_bytes), (0, 0));
+        store.close().unwrap();
+    }
+}
+
+#[test]
+fn it_sees_members_that_expire_together_come_to_their_end_together() {
+    let clock = ManualClock::new(UNIX_EPOCH + Duration::from_secs(1000));
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::options(dir.path().join("store")).clock(&clock).open().unwrap();
+    for round in 0..200 {
+        let ttl = Duration::from_millis(5);
+        store
+            .transaction(|tx| {
+                tx.put_with_ttl("c/a", "1", ttl)?;
+                tx.put_with_ttl("c/b", "1", ttl)
+            })
+            .unwrap();
+        let seen = store.transaction(|tx| {
+            let a = tx.contains("c/a")?;
+            clock.advance(ttl);
+            Ok((a, tx.contains("c/b")?, tx.get_all("c")?.len()))
+        });
+        let seen = seen.unwrap();
+        assert!(seen == (true, true, 2) || seen == (false, false, 0), "{round}: {seen:?}");
+    }
+}
+
+#[test]
+fn what_was_deleted_before_a_collection_was_opened_as_a_type_was_deleted() {
+    let store = Store::in_memory();
+    store.put("raw/m", "1").unwrap();
+    let mut first = true;
+    let seen = store.transaction(|tx| {
+        let there = tx.contains("b/x")?;
+        if std::mem::take(&mut first) {
+            store.transaction(|other| {
+                other.delete("raw/m")?;
+                other.put("b/x", "1")
+            })?;
+            store.collection::<u32>("raw")?;
+        }
+        Ok((there, tx.contains("raw/m")?))
+    });
+    assert_eq!(seen.unwrap(), (true, false), "one of the two is there at any moment");
+}

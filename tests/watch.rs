@@ -249,3 +249,18 @@ fn a_watch_is_a_stream() {
     assert_eq!(woken.0.load(Ordering::SeqCst), 2);
     assert!(matches!(poll(), Poll::Ready(None)));
 }
+
+#[test]
+fn who_begins_to_watch_beside_another_is_told_what_it_cannot_have() {
+    let store = Store::in_memory();
+    for number in 0..5000 {
+        store.put(format!("c{number}/m"), "1").unwrap();
+    }
+    for _ in 0..50 {
+        std::thread::scope(|scope| {
+            let first = scope.spawn(|| store.watch().unwrap());
+            assert!(matches!(store.watch_after(0), Err(Error::Missed { asked: 0, .. })));
+            drop(first.join().unwrap());
+        });
+    }
+}

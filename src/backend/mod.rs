@@ -27,7 +27,11 @@
 //!    success is offered again: never report success for what an earlier, failed sync lost.
 //! 6. **The end.** `close` is called when all is synced; then, or without it when the store ends in trouble, the backend is
 //!    dropped, on the janitor's thread.
-//! 7. Nothing that a backend does may call the store: it would wait for itself.
+//! 7. **Transactions** come through [`apply_transaction`](Backend::apply_transaction), one at a time, before the batch that holds
+//!    what was written after them; the batch may hold a clear with a lower version than theirs. After a crash all of one must
+//!    be there, or none, and a later one not without those before it. One that is rejected is offered again as it is, and
+//!    nothing is stored past it: reject one only for what will pass.
+//! 8. Nothing that a backend does may call the store: it would wait for itself.
 //!
 //! A panic in a backend is caught, and makes every later write an error.
 //!
@@ -226,7 +230,8 @@ pub trait Backend: Send {
 
 /// One change of what is stored.
 ///
-/// Versions come from one counter of the store and are unique in it; a member's later change has the higher one.
+/// Versions come from one counter of the store: a member's later change has the higher one. The changes of a transaction share
+/// one.
 /// Kinds may be added: a backend refuses one that it does not know.
 #[non_exhaustive]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

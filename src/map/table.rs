@@ -1337,6 +1337,12 @@ impl<V: Stored> Table<V> {
         debug_assert!(adopted.is_ok(), "a table that is being filled has not moved");
     }
 
+    /// Members and tombstones.
+    #[cfg(test)]
+    pub(crate) fn slots(&self) -> usize {
+        self.lock_all().iter().map(|(_, inner)| inner.slots.len()).sum()
+    }
+
     /// How many shards there are.
     #[cfg(test)]
     pub(crate) fn shards(&self) -> usize {
