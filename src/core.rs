@@ -764,7 +764,7 @@ impl Core {
         if closing.done {
             engine.agenda.end();
             engine.watches.end();
-            engine.waiter.end();
+            engine.waiter.end(flushed.is_ok());
         }
         if let Some(panic) = seen.panic {
             resume_unwind(panic);
@@ -830,7 +830,7 @@ impl Core {
         if self.life.load(Ordering::Acquire) != life::OPEN {
             engine.agenda.end();
             engine.watches.end();
-            engine.waiter.end();
+            engine.waiter.end(false);
             return;
         }
         let own_thread = engine.link.on_janitor_thread();
@@ -842,7 +842,7 @@ impl Core {
         self.life.store(life::CLOSED, Ordering::Release);
         engine.agenda.end();
         engine.watches.end();
-        engine.waiter.end();
+        engine.waiter.end(false);
         engine.registry.all().iter().for_each(|shelves| shelves.barrier());
         let (reply, answer) = bounded(1);
         engine.send(Msg::Stop(reply));

@@ -1,11 +1,13 @@
 //! Awaitable forms of what waits for the disk, for any async runtime.
 //!
-//! Reads and writes never block, so they are plain calls. What waits is done by threads: one for each store that is asked
+//! Reads and writes do not wait for the disk, but for writes in `Immediate` mode and at the bound of what is not durable, so they are
+//! plain calls. What waits is done by threads: one for each store that is asked
 //! waits for what is to become durable, for all who await it; a load and a close have one each.
 
 use std::cell::RefCell;
 use std::fmt;
 use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
@@ -71,17 +73,22 @@ impl<R> Future for Awaited<R> {
     type Output = Result<R>;
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<R>> {
+        // A waker's ways are the caller's code: with nothing locked.
+        let mut waker = Some(context.waker().clone());
         let mut state = self.0.lock();
-        match state.done.take() {
+        let polled = match state.done.take() {
             Some(done) => {
                 state.taken = true;
                 Poll::Ready(done)
             }
             None => {
-                state.waker = Some(context.waker().clone());
+                std::mem::swap(&mut state.waker, &mut waker);
                 Poll::Pending
             }
-        }
+        };
+        drop(state);
+        drop(waker);
+        polled
     }
 }
 
@@ -89,6 +96,9 @@ thread_local! {
     /// The store whose writes do not wait on this thread, and what is to be waited for instead.
     static DEFERRED: RefCell<Option<(*const Core, Vec<Concern>)>> = const { RefCell::new(None) };
 }
+
+/// For more writes than this at once everything is waited for.
+const MANY: usize = 256;
 
 /// Somebody has used it: until then no write looks.
 static USED: AtomicBool = AtomicBool::new(false);
@@ -107,8 +117,11 @@ pub(crate) fn defer(core: &Core, concern: impl FnOnce() -> Concern) -> Result<()
 /// Whether writes to the store leave their wait to somebody else.
 #[inline]
 pub(crate) fn is_deferred(core: &Core) -> bool {
-    USED.load(Ordering::Relaxed)
-        && DEFERRED.with_borrow(|deferred| deferred.as_ref().is_some_and(|(of, _)| std::ptr::eq(*of, core)))
+    let asks = |deferred: &RefCell<Option<(*const Core, Vec<Concern>)>>| {
+        deferred.borrow().as_ref().is_some_and(|(of, _)| std::ptr::eq(*of, core))
+    };
+    // A thread that is ending has nothing deferred.
+    USED.load(Ordering::Relaxed) && DEFERRED.try_with(asks).unwrap_or(false)
 }
 
 /// Puts back what was deferred before, also when the caller's code panics.
@@ -138,6 +151,7 @@ struct Jobs {
     jobs: Vec<Job>,
     started: bool,
     ending: bool,
+    ended_well: bool,
 }
 
 impl Waiter {
@@ -161,9 +175,13 @@ impl Waiter {
         self.changed.notify_all();
     }
 
-    /// Nothing more is taken; what is there is still answered.
-    pub(crate) fn end(&self) {
-        self.state.lock().ending = true;
+    /// Nothing more is taken; what is there is still answered. `well`: all of it is durable.
+    pub(crate) fn end(&self, well: bool) {
+        {
+            let mut state = self.state.lock();
+            state.ending = true;
+            state.ended_well |= well;
+        }
         self.changed.notify_all();
     }
 
@@ -181,11 +199,17 @@ impl Waiter {
                     (state, _) = crate::sync::wait_for(&self.changed, state, std::time::Duration::from_secs(3600));
                 }
             };
-            let Some(core) = core.upgrade() else { return };
             // All are asked for before the first is waited for: they share a sync.
-            let asked: Vec<_> = jobs.into_iter().map(|job| (core.ask_all(job.concerns), job.done)).collect();
+            let core = core.upgrade();
+            let gone = || Error::Degraded { reason: "the store has gone".into(), source: None };
+            let ask = |concerns| core.as_ref().ok_or_else(gone)?.ask_all(concerns);
+            let asked: Vec<_> = jobs.into_iter().map(|job| (ask(job.concerns), job.done)).collect();
             for (asked, done) in asked {
-                done(asked.and_then(|answers| core.wait_for_all(&answers)));
+                let waited = asked.and_then(|answers| core.as_ref().map_or(Ok(()), |core| core.wait_for_all(&answers)));
+                // A close that went well has made everything durable.
+                let waited = if waited.is_err() && self.state.lock().ended_well { Ok(()) } else { waited };
+                // A waker, or the end of a result, is the caller's code.
+                _ = catch_unwind(AssertUnwindSafe(|| done(waited)));
             }
         }
     }
@@ -206,6 +230,8 @@ impl Store {
     /// whatever the store's [`Durability`](crate::Durability): the awaitable form of any write. Its writes do not wait for
     /// the disk even in `Immediate` mode, unless the bytes not yet durable are at their
     /// [bound](crate::Options::max_unsaved).
+    ///
+    /// One within another waits for its own writes; those to another store than its own wait at once.
     ///
     /// The errors are those of `writes`, and of [`flush`](Self::flush) for what it has written.
     ///
@@ -240,7 +266,10 @@ impl Store {
         let core = Arc::as_ptr(self.core_handle());
         let restore = Restore(DEFERRED.replace(Some((core, Vec::new()))));
         let written = writes();
-        let concerns = DEFERRED.take().map(|(_, concerns)| concerns).unwrap_or_default();
+        let mut concerns = DEFERRED.take().map(|(_, concerns)| concerns).unwrap_or_default();
+        if concerns.len() > MANY {
+            concerns = vec![Concern::Everything];
+        }
         drop(restore);
         match (written, self.handle().engine()) {
             (Err(error), _) => doer.done(Err(error)),

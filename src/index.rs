@@ -151,8 +151,8 @@ pub struct Page<T> {
 impl<T: Send + Sync + 'static> Collection<T> {
     /// Adds an index of the collection by what `key` says of a value. A collection that is not empty is indexed on all cores.
     ///
-    /// `key` is called with no lock held, once for each write of a member, on the thread that writes; it must say the same of
-    /// the same value. Puts cost as much more as an insertion into a B-tree, under a lock that the whole collection shares.
+    /// `key` is called with no lock held, at least once for each write of a member, by whoever writes; it must say the same of
+    /// the same value. It lasts as long as the collection does: one that holds the store keeps it open. Puts cost as much more as an insertion into a B-tree, under a lock that the whole collection shares.
     ///
     /// # Errors
     ///
@@ -190,7 +190,7 @@ impl<T: Send + Sync + 'static> Collection<T> {
         self.add_index(Kept::new(name, false, Box::new(move |_, value: &Arc<T>| sort_key(&key(value)))))
     }
 
-    /// The same, of an index in which a key has one member. A put of a second one is refused.
+    /// The same, of an index in which a key has one member. A put of a second one is refused. (`None` is a key like others.)
     ///
     /// # Errors
     ///

@@ -340,6 +340,7 @@ pub(crate) fn run(core: Arc<Core>, backend: Box<dyn Backend>, inbox: Receiver<Ms
         inbox,
         urgent,
         fresh: Vec::new(),
+        left_over: false,
         pending: HashMap::default(),
         clears: HashMap::default(),
         transactions: VecDeque::new(),
@@ -378,6 +379,8 @@ struct Janitor {
     urgent: Receiver<()>,
     /// Received, and not looked at yet.
     fresh: Vec<KeyId>,
+    /// Some of it was received while other things were stored.
+    left_over: bool,
     /// Offered to the backend without success, or not offered because it is failing: with what each counts among the
     /// bytes not yet durable beyond what its slot counts.
     pending: HashMap<KeyId, usize>,
@@ -644,7 +647,9 @@ impl Janitor {
         let mut outcome = Ok(());
         let mut keys = keys.into_iter().peekable();
         // What is fresh is there once: its mark is set still. What is retried may be fresh, too.
-        let mut offered = (!self.pending.is_empty() || !self.unencodable.is_empty()).then(HashSet::default);
+        // So may what was left over, whose mark a transaction has taken.
+        let may_repeat = !self.pending.is_empty() || !self.unencodable.is_empty() || self.left_over;
+        let mut offered = may_repeat.then(HashSet::default);
         let mut again = true;
         loop {
             if keys.peek().is_none() && !self.overtaken.is_empty() {
@@ -668,6 +673,7 @@ impl Janitor {
                 break;
             }
         }
+        self.left_over = !self.fresh.is_empty();
         self.count();
         outcome
     }
@@ -708,8 +714,7 @@ impl Janitor {
             }
             if offered.as_mut().is_some_and(|offered| !offered.insert(key.clone())) {
                 // Written again while this batch was put together: one change a member. It comes again with the next.
-                charged -= held_before;
-                self.pending.insert(key, load.charge);
+                self.pending.insert(key, held_before as usize + load.charge);
                 continue;
             }
             let size = match &load.payload {
@@ -840,7 +845,7 @@ impl Janitor {
         {
             match message {
                 // They wait for keys of this drain, which come with the next batch.
-                Msg::Flush(..) | Msg::Close(_) | Msg::Stop(_) => self.late.push(message),
+                Msg::Flush(..) | Msg::Compact(_) | Msg::Close(_) | Msg::Stop(_) => self.late.push(message),
                 message => self.take_in(message),
             }
             left -= 1;

@@ -366,7 +366,7 @@ impl<T: Send + Sync + 'static> TypedTransaction<'_, '_, T> {
     }
 
     /// The members whose keys in an index of the collection are in the range, in order. Any change of the collection by others
-    /// before the transaction is done makes it be tried again.
+    /// before the transaction is done makes it be tried again: steady writes end it as a conflict.
     ///
     /// # Errors
     ///
@@ -402,8 +402,11 @@ impl<T: Send + Sync + 'static> TypedTransaction<'_, '_, T> {
             Bound::Included((from, _)) | Bound::Excluded((from, _)) => from <= key,
         };
         for (member, placed) in writes.iter().filter_map(|(member, placed)| Some((member, placed.as_ref()?))) {
-            // Without a key it was put before the index was there: the transaction will be tried again.
-            if let (Some(key), Some(value)) = (placed.keys.get(place), Self::own(placed))
+            let Some(key) = placed.keys.get(place) else {
+                // It was put before the index was there.
+                return Err(self.transaction.fail());
+            };
+            if let Some(value) = Self::own(placed)
                 && starts(key)
                 && is_within(key)
             {

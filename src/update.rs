@@ -181,6 +181,9 @@ impl<T: Integer> Collection<T> {
         key::check_member(self.name(), member)?;
         let mut new = New::nothing(self.codec());
         let overflow = || Error::Overflow { key: key::join(self.name(), member) };
+        if self.shelf().table.index_at(0).is_some() {
+            return self.increment_indexed(member, by, overflow);
+        }
         let sum = self.write(self.one(member), |lane| {
             let mut sum = None;
             let done = self.shelf().table.change(member, &mut new, lane, |seen: Option<Seen<'_, Arc<T>>>, value| {
@@ -195,15 +198,21 @@ impl<T: Integer> Collection<T> {
                 Err(refused) => Err(Stop::from(refused)),
             }
         })?;
-        if let Some(sum) = sum {
-            return Ok(sum);
+        match sum {
+            Some(sum) => Ok(sum),
+            None => self.increment_indexed(member, by, overflow),
         }
-        let mut sum = None;
-        self.update(member, |old| {
-            sum = old.map_or(Some(by), |old| old.plus(by));
-            sum.or(old.copied())
-        })?;
-        sum.ok_or_else(overflow)
+    }
+
+    fn increment_indexed(&self, member: &str, by: T, overflow: impl Fn() -> Error) -> Result<T> {
+        loop {
+            let seen = self.get_versioned(member);
+            let (old, version) = seen.map_or((None, 0), |(value, version)| (Some(value), version));
+            let sum = old.map_or(Some(by), |old| old.plus(by)).ok_or_else(&overflow)?;
+            if self.put_how(member, Arc::new(sum), Until::Kept, Only::Version(version))?.version > 0 {
+                return Ok(sum);
+            }
+        }
     }
 }
 

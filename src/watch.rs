@@ -373,6 +373,7 @@ impl<V> futures_core::Stream for Watch<V> {
         use std::task::Poll;
         let this = self.get_mut();
         let watches = this.watches.clone();
+        let waker = context.waker().clone();
         let mut rings = watches.rings.lock();
         match this.look(&rings) {
             Next::Event(event) => {
@@ -384,7 +385,7 @@ impl<V> futures_core::Stream for Watch<V> {
             Next::Nothing => {
                 // The same task may ask many times between two changes.
                 if !rings.wakers.iter().any(|waker| waker.will_wake(context.waker())) {
-                    rings.wakers.push(context.waker().clone());
+                    rings.wakers.push(waker);
                 }
                 Poll::Pending
             }

@@ -184,3 +184,25 @@ fn many_who_await_share_a_sync_and_learn_what_fails() {
     wait(store.close_async()).unwrap();
     assert!(matches!(wait(last), Ok(_) | Err(Error::Closed { .. })));
 }
+
+#[test]
+fn a_waker_that_panics_ends_nobody_else_s_wait() {
+    struct Panics;
+    impl Wake for Panics {
+        fn wake(self: Arc<Self>) {
+            panic!("on purpose");
+        }
+    }
+    let disk = Arc::new(Disk::default());
+    let store = Store::options("own").backend(Shared(disk.clone())).open().unwrap();
+    for round in 0..3 {
+        let held = disk.open.lock().unwrap();
+        let mut bad = Box::pin(store.write_async(|| store.put("c/a", round.to_string())));
+        let waker = Arc::new(Panics).into();
+        assert!(bad.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+        let good = store.write_async(|| store.put("c/b", round.to_string()));
+        drop(held);
+        wait(good).unwrap();
+        wait(bad).unwrap();
+    }
+}

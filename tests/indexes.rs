@@ -190,9 +190,13 @@ fn an_index_added_while_others_write_misses_nothing() {
             let (mut chance, mut rounds) = (Chance::new(1), 0);
             while !done.load(Ordering::Relaxed) || rounds < 1000 {
                 let member = chance.below(21_000).to_string();
-                match chance.below(4) {
+                match chance.below(5) {
                     0 => _ = numbers.delete(&member).unwrap(),
                     1 => _ = numbers.increment(&member, 5).unwrap(),
+                    2 => {
+                        _ = numbers.expire(&member, Duration::from_secs(1000)).unwrap();
+                        _ = numbers.persist((chance.below(21_000)).to_string()).unwrap();
+                    }
                     _ => _ = numbers.put(&member, chance.below(1 << 20) as u64).unwrap(),
                 }
                 rounds += 1;
@@ -399,4 +403,31 @@ fn in_a_transaction_an_index_is_of_its_moment_and_shows_its_own_writes() {
         });
         assert_eq!(on_call.get(&true).len(), 1, "{round}");
     }
+}
+
+#[test]
+fn a_counter_in_an_index_counts_to_its_end_and_stays_there() {
+    let store = Store::in_memory();
+    let small = store.collection::<u8>("n").unwrap();
+    small.put("k", 254).unwrap();
+    let index = small.index_by("value", |value| *value).unwrap();
+    assert_eq!(small.increment("k", 1).unwrap(), 255);
+    let before = small.get_versioned("k");
+    assert!(matches!(small.increment("k", 1), Err(Error::Overflow { .. })));
+    assert_eq!((small.get_versioned("k"), names(index.get(&255))), (before, vec!["k".into()]));
+}
+
+#[test]
+fn an_index_that_could_not_be_made_keeps_nothing_from_being_put() {
+    let store = Store::in_memory();
+    let users = store.collection::<String>("user").unwrap();
+    users.put("ada", "same".into()).unwrap();
+    users.put("bob", "same".into()).unwrap();
+    assert!(matches!(users.unique_index_by("mail", |mail| mail.clone()), Err(Error::Duplicate { .. })));
+    users.put("eve", "same".into()).unwrap();
+    store.transaction(|tx| tx.collection(&users)?.put("joe", "same".into())).unwrap();
+    assert_eq!(users.len(), 4);
+    users.delete("ada").unwrap();
+    let again = users.index_by("mail", |mail| mail.clone()).unwrap();
+    assert_eq!(names(again.get("same")), ["bob", "eve", "joe"]);
 }

@@ -646,3 +646,34 @@ fn an_index_is_in_step_with_the_members() {
         assert_eq!(found, members);
     });
 }
+
+/// Fails when a put and a change of a deadline take the index and the ring of those who watch in different orders.
+#[test]
+fn what_is_indexed_and_watched_is_never_waited_for_in_a_circle() {
+    check(|| {
+        let store = Store::in_memory();
+        let numbers = store.collection::<u64>("n").unwrap();
+        for number in 0..66 {
+            // In more than one shard.
+            numbers.put(number.to_string(), number).unwrap();
+        }
+        let index = numbers.index_by("number", |number| *number).unwrap();
+        let mut watch = numbers.watch().unwrap();
+        let other = numbers.clone();
+        let toucher = thread::spawn(move || {
+            for number in 0..3u64 {
+                other.persist(number.to_string()).unwrap();
+                other.expire(number.to_string(), Duration::from_secs(1000)).unwrap();
+            }
+        });
+        for number in 3..6u64 {
+            numbers.put(number.to_string(), 100 + number).unwrap();
+            store.transaction(|tx| tx.collection(&numbers)?.put(number.to_string(), number)).unwrap();
+        }
+        toucher.join().unwrap();
+        assert_eq!(index.all().len(), 66);
+        let told = std::iter::from_fn(|| watch.next_within(Duration::ZERO)).count();
+        assert_eq!(told, 9);
+        store.close().unwrap();
+    });
+}

@@ -4,8 +4,8 @@
 //! so whoever asks gets members and values that belong together. Sort keys are made by the caller's code, before any lock
 //! is taken; a write whose keys were made before an index was added is refused as stale, and made again.
 //!
-//! Locks: an index is locked by writers under the lock of the member's shard, and by readers alone. Several of them are
-//! locked in the order in which they were added.
+//! Locks: an index is locked by writers under the lock of the member's shard and before the rings of those who watch, and by
+//! readers alone. Several of them are locked in the order in which they were added.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -199,10 +199,13 @@ impl<V: Stored> Content<V> {
         }
     }
 
+    pub(super) fn has(&self, member: &Member) -> bool {
+        self.keys.contains_key(member)
+    }
+
     /// Removes everything. What comes back is to be dropped when nothing is locked.
-    pub(super) fn clear(&mut self) -> BTreeMap<Place, Entry<V>> {
-        self.keys.clear();
-        std::mem::take(&mut self.entries)
+    pub(super) fn clear(&mut self) -> Content<V> {
+        std::mem::replace(self, Content::new())
     }
 }
 

@@ -167,17 +167,18 @@ impl<V: Stored> Locked<'_, V> {
         let reached = self.table.reached();
         let indexes: Vec<_> = self.table.indexes().collect();
         let written: BTreeMap<&Member, Option<&[SortKey]>> = writes.clone().collect();
-        for (at, index) in indexes.iter().enumerate() {
+        if writes.clone().any(|(_, keys)| keys.is_some_and(|keys| keys.len() != indexes.len())) {
+            return Err(Err(Refused::Stale));
+        }
+        for (at, index) in indexes.iter().enumerate().filter(|(_, index)| index.refuses()) {
             let mut taken: BTreeMap<&SortKey, &Member> = BTreeMap::new();
             for (member, keys) in writes.clone().filter_map(|(member, keys)| Some((member, keys?))) {
-                let Some(key) = keys.get(at).filter(|_| keys.len() == indexes.len()) else {
-                    return Err(Err(Refused::Stale));
-                };
+                let key = &keys[at];
                 // Whoever has the key may be about to lose it.
                 let holders = self.indexes[at].holders(key, reached);
                 let there = holders.into_iter().find(|holder| *holder != member && !written.contains_key(holder));
                 let holder = there.or_else(|| taken.insert(key, member));
-                if let Some(holder) = holder.filter(|_| index.refuses()) {
+                if let Some(holder) = holder {
                     let (index, holder) = (index.name.clone(), holder.clone());
                     return Err(Ok(Duplicate { index, holder, refused: member.clone() }));
                 }

@@ -9,14 +9,14 @@
 //! lock is held over one shard only, except by [`Table::lock_all`], which locks every shard from the root down; a split locks
 //! parent before child too, so the two cannot block each other.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::hash::{BuildHasher, Hasher};
 use std::sync::{Arc, OnceLock};
 
 use hashbrown::HashTable;
 use hashbrown::hash_table::{Entry, OccupiedEntry};
 
-use super::index::{self, Duplicate, Index, Indexes, Place, SortKey};
+use super::index::{self, Duplicate, Index, Indexes, SortKey};
 use super::{Held, Ledger, Refused, Stamp, Stored, Told};
 use crate::clock::Clock;
 use crate::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -300,7 +300,7 @@ impl<V> Done<V> {
 /// What `clear` removed. The values are in here, for the caller to drop when no lock is held.
 pub(crate) struct Cleared<V> {
     pub(crate) members: usize,
-    _indexed: Vec<BTreeMap<Place, index::Entry<V>>>,
+    _indexed: Vec<index::Content<V>>,
     _tables: Vec<HashTable<Slot<V>>>,
     _values: Vec<V>,
 }
@@ -584,7 +584,7 @@ impl<V: Stored> Table<V> {
                     }
                     if is_indexed {
                         let deadline = if let Until::At(deadline) = until { Some(deadline) } else { None };
-                        Self::index(held_indexes, &member, new.value.as_ref(), &mut new.keys, deadline);
+                        self.index(held_indexes, &member, new.value.as_ref(), &mut new.keys, deadline);
                     }
                     vacant.insert(Slot { member, value: new.value.take(), stamp });
                     *live += 1;
@@ -616,8 +616,11 @@ impl<V: Stored> Table<V> {
                 Act::Leave | Act::Touch(_) | Act::Delete => return Ok(Done::nothing()),
             };
             let is_put = matches!(act, Act::Put(_));
+            // Before the rings of those who watch: see `map/index.rs`.
             if is_indexed && is_put {
                 self.enter(held_indexes, member, new)?;
+            } else if is_indexed {
+                self.hold_indexes(held_indexes);
             }
             let placed = if is_put { new.value.as_ref() } else { slot.value.as_ref() };
             let weight = member.len() + placed.map_or(0, V::weight);
@@ -638,9 +641,8 @@ impl<V: Stored> Table<V> {
             };
             slot.stamp = Stamp::new(version, codec, persists).expiring(deadline.is_some());
             if is_indexed && is_put {
-                Self::index(held_indexes, &slot.member, new.value.as_ref(), &mut new.keys, deadline);
+                self.index(held_indexes, &slot.member, new.value.as_ref(), &mut new.keys, deadline);
             } else if is_indexed {
-                self.hold_indexes(held_indexes);
                 held_indexes.iter_mut().for_each(|content| content.touch(&slot.member, deadline));
             }
             let old_value = if is_put { std::mem::replace(&mut slot.value, new.value.take()) } else { None };
@@ -729,6 +731,7 @@ impl<V: Stored> Table<V> {
 
     #[cold]
     fn index(
+        &self,
         held: &mut index::Held<'_, V>,
         member: &Member,
         value: Option<&V>,
@@ -736,7 +739,9 @@ impl<V: Stored> Table<V> {
         deadline: Option<u64>,
     ) {
         let Some(value) = value else { return };
-        for (content, key) in held.iter_mut().zip(keys.drain(..)) {
+        for ((content, key), _) in
+            held.iter_mut().zip(keys.drain(..)).zip(self.indexes()).filter(|(_, index)| !index.is_dead())
+        {
             content.put(member, key, index::Entry { value: value.clone(), deadline });
         }
     }
@@ -772,40 +777,52 @@ impl<V: Stored> Table<V> {
             {
                 cursor = self.scan_all(at, |member| found.push(member)).unwrap_or_default();
             }
-            let made = index::in_parallel(found, |found| index.key_of(&found.member, &found.value));
-            // By the cursor of the part that each is in.
-            let mut made: Vec<_> = made
-                .into_iter()
-                .map(|(found, key)| {
-                    let hash = self.hash(&found.member);
-                    (u64::from(shard_bits(hash).reverse_bits()), hash, found, Some(key))
-                })
-                .collect();
-            made.sort_unstable_by_key(|(place, ..)| *place);
-            let (mut rest, mut from) = (&mut made[..], Some(at));
-            while !rest.is_empty()
-                && let Some(at) = from
-            {
-                let mut count = 0;
-                let done = self.scan_with(at, |inner, next| {
-                    count = rest.partition_point(|(place, ..)| *place < next);
-                    let mut content = index.lock();
-                    for (_, hash, found, key) in &mut rest[..count] {
-                        let slot = inner.slots.find(*hash, |slot| slot.member == found.member);
-                        if slot.is_some_and(|slot| slot.stamp.version() == found.stamp.version())
-                            && let Some(key) = key.take()
-                        {
-                            let entry = index::Entry { value: found.value.clone(), deadline: found.deadline };
-                            content.put(&found.member, key, entry);
-                        }
-                    }
-                });
-                debug_assert!(done.is_ok(), "what has indexes does not move");
-                from = done.unwrap_or_default();
-                rest = &mut rest[count..];
+            // Those whose deadline is changed meanwhile have the value that they had, and come once more.
+            while !found.is_empty() {
+                let made = index::in_parallel(found, |found| index.key_of(&found.member, &found.value));
+                found = self.put_in_index(index, at, made);
             }
         }
         building.done(self.clock.reached()).map(|()| place).map_err(Some)
+    }
+
+    /// Puts members into an index that is being built, unless they have been written since, which has put them there. Those
+    /// that are still missing come back as they are now.
+    fn put_in_index(&self, index: &Index<V>, from: u64, made: Vec<(Found<V>, SortKey)>) -> Vec<Found<V>> {
+        // By the cursor of the part that each is in.
+        let mut made: Vec<_> = made
+            .into_iter()
+            .map(|(found, key)| {
+                let hash = self.hash(&found.member);
+                (u64::from(shard_bits(hash).reverse_bits()), hash, found, key)
+            })
+            .collect();
+        made.sort_unstable_by_key(|(place, ..)| *place);
+        let (mut rest, mut from, mut missing) = (&made[..], Some(from), Vec::new());
+        while !rest.is_empty()
+            && let Some(at) = from
+        {
+            let mut count = 0;
+            let done = self.scan_with(at, |inner, next| {
+                count = rest.partition_point(|(place, ..)| *place < next);
+                let mut content = index.lock();
+                for (_, hash, found, key) in &rest[..count] {
+                    let Some(slot) = inner.slots.find(*hash, |slot| slot.member == found.member) else { continue };
+                    let (Some(value), false) = (&slot.value, content.has(&slot.member)) else { continue };
+                    if slot.stamp.version() == found.stamp.version() {
+                        let entry = index::Entry { value: found.value.clone(), deadline: found.deadline };
+                        content.put(&found.member, key.clone(), entry);
+                    } else {
+                        let (member, deadline) = (slot.member.clone(), inner.deadline(slot));
+                        missing.push(Found { member, value: value.clone(), stamp: slot.stamp, deadline });
+                    }
+                }
+            });
+            debug_assert!(done.is_ok(), "what has indexes does not move");
+            from = done.unwrap_or_default();
+            rest = &rest[count..];
+        }
+        missing
     }
 
     /// Puts a value in place, if the member is as it is to be.
