@@ -6,6 +6,7 @@
 //! cargo run --release -- --quick           # one round of everything, smaller: three minutes
 //! cargo run --release -- --only durable    # one section: durable, bulk, latency, packed; may be given more than once
 //! cargo run --release -- --dir /mnt/disk   # another file system than that of the current directory
+//! cargo run --release -- --sizes 1         # of the section packed, the smaller size alone
 //! cargo run --release -- --rounds 9        # more rounds than 5
 //! cargo run --release -- --seconds 60      # longer runs of durable writes, and of overwriting, than 3 s
 //! ```
@@ -68,6 +69,8 @@ struct Size {
     syncs: usize,
     /// Members of a packed store. The larger one is made once, however many rounds there are.
     packed: [usize; 2],
+    /// How many of these sizes.
+    sizes: usize,
 }
 
 const FULL: Size = Size {
@@ -80,6 +83,7 @@ const FULL: Size = Size {
     hot: 100_000,
     syncs: 5_000,
     packed: [1_000_000, 10_000_000],
+    sizes: 2,
 };
 const QUICK: Size = Size {
     rounds: 1,
@@ -91,6 +95,7 @@ const QUICK: Size = Size {
     hot: 10_000,
     syncs: 1_000,
     packed: [20_000, 50_000],
+    sizes: 2,
 };
 
 struct Config {
@@ -113,11 +118,18 @@ impl Config {
                 "--seconds" => {
                     seconds = Some(value()?.parse::<u64>().map_err(|_| "--seconds wants a number")?.max(1));
                 }
+                "--sizes" => {
+                    config.size.sizes = value()?.parse::<usize>().map_err(|_| "--sizes wants a number")?.clamp(1, 2);
+                }
                 "--only" => match value()? {
                     section if SECTIONS.contains(&section.as_str()) => config.sections.push(section),
                     other => return Err(format!("{other:?} is none of {SECTIONS:?}").into()),
                 },
-                _ => return Err(format!("{arg:?} is none of --quick, --dir, --rounds, --seconds, --only").into()),
+                _ => {
+                    return Err(
+                        format!("{arg:?} is none of --quick, --dir, --rounds, --seconds, --sizes, --only").into()
+                    );
+                }
             }
         }
         config.size.rounds = rounds.unwrap_or(config.size.rounds);

@@ -90,7 +90,7 @@ impl Disk {
 }
 
 pub(crate) fn run(config: &Config) -> Result<()> {
-    let sizes = config.size.packed;
+    let sizes = &config.size.packed[..config.size.sizes];
     let mut figures: [Figures; 2] = Default::default();
     for round in 0..config.size.rounds {
         for (which, (&members, figures)) in sizes.iter().zip(&mut figures).enumerate() {
@@ -101,9 +101,8 @@ pub(crate) fn run(config: &Config) -> Result<()> {
     }
     println!("\n## packed\n");
     println!(
-        "larder with `Layout::Packed`, in default durability: {} and {} members in {COLLECTIONS} collections, keys of \
-         {KEY} bytes, values of {VALUE}, from one thread. The larger size runs once.",
-        sizes[0], sizes[1]
+        "larder with `Layout::Packed`, in default durability: {sizes:?} members in {COLLECTIONS} collections, keys of \
+         {KEY} bytes, values of {VALUE}, from one thread. The larger size runs once."
     );
     let of_each = || sizes.iter().zip(&figures);
 
