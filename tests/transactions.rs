@@ -491,11 +491,13 @@ fn one_member_written_all_the_time_holds_up_no_flush_and_stays_within_the_bound(
         let dir = tempfile::tempdir().unwrap();
         let store = Store::options(dir.path().join("store")).layout(layout).max_unsaved(1 << 20).open().unwrap();
         let done = std::sync::atomic::AtomicBool::new(false);
+        let (begun, has_begun) = std::sync::mpsc::channel();
         std::thread::scope(|scope| {
-            let writer = scope.spawn(|| {
-                let mut round = 0u64;
-                while !done.load(Ordering::Relaxed) {
-                    round += 1;
+            scope.spawn(|| {
+                for round in 1u64.. {
+                    if done.load(Ordering::Relaxed) {
+                        return;
+                    }
                     store
                         .transaction(|tx| {
                             tx.put("a/x", round.to_string().repeat(1000))?;
@@ -507,14 +509,14 @@ fn one_member_written_all_the_time_holds_up_no_flush_and_stays_within_the_bound(
                     store.delete_all(format!("c{}", (round + 25) % 50)).unwrap();
                     // Less than that, and what the queue can hold until it is looked at.
                     assert!(store.stats().unsaved_bytes <= 1 << 20);
+                    let _ = begun.send(round);
                 }
-                round
             });
+            has_begun.recv().unwrap();
             for _ in 0..50 {
                 store.flush().unwrap();
             }
             done.store(true, Ordering::Relaxed);
-            assert!(writer.join().unwrap() > 0);
         });
         store.flush().unwrap();
         assert_eq!((store.stats().dirty, store.stats().unsaved_bytes), (0, 0));
