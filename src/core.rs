@@ -1,7 +1,7 @@
 //! What every handle of a store shares: its life, the map, and what a write owes to the janitor.
 
 use std::any::Any;
-use std::cell::RefCell;
+use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -19,6 +19,7 @@ use crate::janitor::{self, Concern, Link, Msg};
 use crate::key::{self, MAX_VALUE};
 use crate::map::{Ledger, MAX_VERSION, Named, Refused, Registry, Stamp, Told, Watching};
 use crate::options::{Durability, Knobs, Options};
+use crate::rare::Rare;
 use crate::report::{BackupReport, CloseReport, LoadReport};
 use crate::shelf::{Record, Shelves, Stop};
 use crate::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
@@ -358,14 +359,14 @@ pub(crate) struct Lane<'a> {
     engine: &'a Engine,
     shelves: &'a Shelves,
     /// Dropped with the lane, when no lock is held.
-    after: RefCell<Option<After>>,
+    after: Cell<Rare<After>>,
 }
 
 /// Who watches, while a change of one member gets its number.
 struct Watcher<'a> {
     holding: Option<Holding<'a>>,
     shelves: Arc<Shelves>,
-    after: &'a RefCell<Option<After>>,
+    after: &'a Cell<Rare<After>>,
 }
 
 impl Watching for Watcher<'_> {
@@ -379,8 +380,8 @@ impl Watching for Watcher<'_> {
 impl Drop for Watcher<'_> {
     fn drop(&mut self) {
         if let Some(holding) = self.holding.take() {
-            let older = self.after.replace(Some(holding.done()));
-            debug_assert!(older.is_none(), "a lane is for one change");
+            let older = self.after.replace(Rare::new(holding.done()));
+            debug_assert!(older.get().is_none(), "a lane is for one change");
         }
     }
 }
@@ -390,11 +391,6 @@ impl Lane<'_> {
     fn hold(&self) -> Box<dyn Watching + '_> {
         let holding = Some(Holding::new(&self.engine.watches));
         Box::new(Watcher { holding, shelves: self.engine.registry.by_id(self.shelves.id), after: &self.after })
-    }
-
-    /// Whether somebody watches the collection.
-    pub(crate) fn is_watched(&self) -> bool {
-        self.engine.watches.wants(self.shelves)
     }
 }
 
@@ -426,6 +422,11 @@ impl Ledger for Lane<'_> {
     fn next_version(&self) -> u64 {
         // Whoever has a number above a cut sees the cut.
         self.engine.version.0.fetch_add(1, Ordering::Acquire) + 1
+    }
+
+    #[inline]
+    fn is_watched(&self) -> bool {
+        self.engine.watches.wants(self.shelves)
     }
 
     #[inline]
@@ -516,7 +517,7 @@ impl Core {
 
     #[inline]
     pub(crate) fn lane<'a>(&'a self, engine: &'a Engine, shelves: &'a Shelves) -> Lane<'a> {
-        Lane { core: self, engine, shelves, after: RefCell::new(None) }
+        Lane { core: self, engine, shelves, after: Cell::new(Rare::empty()) }
     }
 
     /// Does a write: again when the collection's members have moved, and after waiting when the bytes not yet durable
@@ -652,10 +653,10 @@ impl Core {
     }
 
     /// Waits for the answers.
-    pub(crate) fn wait_for_all(&self, answers: &[Receiver<Result<()>>]) -> Result<()> {
+    pub(crate) fn wait_for_all(&self, answers: &[Receiver<Result<()>>], patience: &mut Patience) -> Result<()> {
         let Some(engine) = self.engine.get() else { return Ok(()) };
         answers.iter().try_for_each(|answer| {
-            let answered = self.wait_for_answer(engine, answer, |_| {});
+            let answered = self.wait_patiently(engine, answer, patience, |_| {});
             answered.unwrap_or_else(|| Err(self.stalled(engine, "an awaited write")))
         })
     }
@@ -720,12 +721,23 @@ impl Core {
         &self,
         engine: &Engine,
         answer: &Receiver<Result<R>>,
+        look: impl FnMut(&Engine),
+    ) -> Option<Result<R>> {
+        self.wait_patiently(engine, answer, &mut Patience::default(), look)
+    }
+
+    /// The same, of one of several answers that are waited for at the same time.
+    fn wait_patiently<R>(
+        &self,
+        engine: &Engine,
+        answer: &Receiver<Result<R>>,
+        patience: &mut Patience,
         mut look: impl FnMut(&Engine),
     ) -> Option<Result<R>> {
-        let patience = self.knobs.stall_timeout;
-        let mut progress = (engine.link.progress(), Instant::now());
+        let limit = self.knobs.stall_timeout;
+        let progress = patience.0.get_or_insert_with(|| (engine.link.progress(), Instant::now()));
         loop {
-            match answer.recv_timeout(patience.min(LOOK)) {
+            match answer.recv_timeout(limit.saturating_sub(progress.1.elapsed()).min(LOOK)) {
                 Ok(answer) => return Some(answer),
                 Err(RecvTimeoutError::Disconnected) => return Some(Err(self.gone(engine))),
                 Err(RecvTimeoutError::Timeout) if cfg!(shuttle) => {}
@@ -733,8 +745,8 @@ impl Core {
                     look(engine);
                     let now = engine.link.progress();
                     if now != progress.0 {
-                        progress = (now, Instant::now());
-                    } else if progress.1.elapsed() >= patience {
+                        *progress = (now, Instant::now());
+                    } else if progress.1.elapsed() >= limit {
                         return None;
                     }
                 }
@@ -764,7 +776,7 @@ impl Core {
         if closing.done {
             engine.agenda.end();
             engine.watches.end();
-            engine.waiter.end(flushed.is_ok());
+            engine.waiter.end();
         }
         if let Some(panic) = seen.panic {
             resume_unwind(panic);
@@ -830,7 +842,7 @@ impl Core {
         if self.life.load(Ordering::Acquire) != life::OPEN {
             engine.agenda.end();
             engine.watches.end();
-            engine.waiter.end(false);
+            engine.waiter.end();
             return;
         }
         let own_thread = engine.link.on_janitor_thread();
@@ -842,7 +854,7 @@ impl Core {
         self.life.store(life::CLOSED, Ordering::Release);
         engine.agenda.end();
         engine.watches.end();
-        engine.waiter.end(false);
+        engine.waiter.end();
         engine.registry.all().iter().for_each(|shelves| shelves.barrier());
         let (reply, answer) = bounded(1);
         engine.send(Msg::Stop(reply));
@@ -854,6 +866,10 @@ impl Core {
         drop(self.janitor.lock().take());
     }
 }
+
+/// How far things had come when somebody who waits saw them move last, and when that was.
+#[derive(Default)]
+pub(crate) struct Patience(Option<(u64, Instant)>);
 
 /// How a close has gone so far.
 #[derive(Default)]

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Waker};
 
-use crate::core::{Core, Engine};
+use crate::core::{Core, Engine, Patience};
 use crate::error::{Error, Result};
 use crate::janitor::Concern;
 use crate::options::Options;
@@ -151,6 +151,7 @@ struct Jobs {
     jobs: Vec<Job>,
     started: bool,
     ending: bool,
+    /// The janitor has stored everything, and gone.
     ended_well: bool,
 }
 
@@ -158,8 +159,9 @@ impl Waiter {
     fn add(self: &Arc<Self>, core: &Arc<Core>, job: Job) {
         let mut state = self.state.lock();
         if state.ending {
+            let done = if state.ended_well { Ok(()) } else { Err(core.closed()) };
             drop(state);
-            return (job.done)(Err(core.closed()));
+            return (job.done)(done);
         }
         if !state.started {
             let (waiter, weak) = (self.clone(), Arc::downgrade(core));
@@ -175,14 +177,15 @@ impl Waiter {
         self.changed.notify_all();
     }
 
-    /// Nothing more is taken; what is there is still answered. `well`: all of it is durable.
-    pub(crate) fn end(&self, well: bool) {
-        {
-            let mut state = self.state.lock();
-            state.ending = true;
-            state.ended_well |= well;
-        }
+    /// Nothing more is taken; what is there is still answered.
+    pub(crate) fn end(&self) {
+        self.state.lock().ending = true;
         self.changed.notify_all();
+    }
+
+    /// Everything is durable, and nothing will be written any more. To be told before the janitor stops to answer.
+    pub(crate) fn ends_well(&self) {
+        self.state.lock().ended_well = true;
     }
 
     fn run(&self, core: &Weak<Core>) {
@@ -204,8 +207,12 @@ impl Waiter {
             let gone = || Error::Degraded { reason: "the store has gone".into(), source: None };
             let ask = |concerns| core.as_ref().ok_or_else(gone)?.ask_all(concerns);
             let asked: Vec<_> = jobs.into_iter().map(|job| (ask(job.concerns), job.done)).collect();
+            // They wait at the same time: so they share their patience, too.
+            let mut patience = Patience::default();
+            let mut wait =
+                |answers: Vec<_>| core.as_ref().map_or(Ok(()), |core| core.wait_for_all(&answers, &mut patience));
             for (asked, done) in asked {
-                let waited = asked.and_then(|answers| core.as_ref().map_or(Ok(()), |core| core.wait_for_all(&answers)));
+                let waited = asked.and_then(&mut wait);
                 // A close that went well has made everything durable.
                 let waited = if waited.is_err() && self.state.lock().ended_well { Ok(()) } else { waited };
                 // A waker, or the end of a result, is the caller's code.
@@ -227,7 +234,7 @@ impl Store {
     }
 
     /// Runs `writes`, now and on this thread, and gives its result when everything that it has written to this store is durable,
-    /// whatever the store's [`Durability`](crate::Durability): the awaitable form of any write. Its writes do not wait for
+    /// also if that is an error, whatever the store's [`Durability`](crate::Durability): the awaitable form of any write. Its writes do not wait for
     /// the disk even in `Immediate` mode, unless the bytes not yet durable are at their
     /// [bound](crate::Options::max_unsaved).
     ///
@@ -271,12 +278,13 @@ impl Store {
             concerns = vec![Concern::Everything];
         }
         drop(restore);
-        match (written, self.handle().engine()) {
-            (Err(error), _) => doer.done(Err(error)),
-            (Ok(written), _) if concerns.is_empty() => doer.done(Ok(written)),
-            (Ok(_), Err(error)) => doer.done(Err(error)),
-            (Ok(written), Ok(engine)) => {
-                self.wait_for(engine, concerns, move |done| doer.done(done.map(|()| written)));
+        // Also one that is closed by now, which may have made everything durable.
+        match self.core().engine().filter(|_| !concerns.is_empty()) {
+            None => doer.done(written),
+            Some(engine) => {
+                self.wait_for(engine, concerns, move |done| {
+                    doer.done(written.and_then(|written| done.map(|()| written)));
+                });
             }
         }
         awaited

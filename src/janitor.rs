@@ -19,7 +19,7 @@ use crate::key;
 use crate::map::Named;
 use crate::options::Durability;
 use crate::report::Health;
-use crate::shelf::{Payload, panic_message};
+use crate::shelf::{Load, Payload, Shelves, panic_message};
 use crate::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use crate::sync::{
     Condvar, Mutex, NameHasher, Receiver, RecvTimeoutError, Sender, ThreadId, bounded, thread, wait_for,
@@ -645,29 +645,29 @@ impl Janitor {
             keys.extend(self.unencodable.iter().cloned());
         }
         let mut outcome = Ok(());
-        let mut keys = keys.into_iter().peekable();
+        let mut keys = VecDeque::from(keys);
         // What is fresh is there once: its mark is set still. What is retried may be fresh, too.
         // So may what was left over, whose mark a transaction has taken.
         let may_repeat = !self.pending.is_empty() || !self.unencodable.is_empty() || self.left_over;
         let mut offered = may_repeat.then(HashSet::default);
         let mut again = true;
         loop {
-            if keys.peek().is_none() && !self.overtaken.is_empty() {
+            if keys.is_empty() && !self.overtaken.is_empty() {
                 // Once more: whoever waits may wait for one of them. What is overtaken then was sent after the waiting began.
                 let overtaken = std::mem::take(&mut self.overtaken);
                 if !std::mem::replace(&mut again, false) {
                     self.fresh.extend(overtaken);
                     break;
                 }
-                keys = overtaken.into_iter().peekable();
+                keys = overtaken.into();
                 offered.get_or_insert_default();
             }
-            if keys.peek().is_none() && self.clears.is_empty() && self.transactions.is_empty() {
+            if keys.is_empty() && self.clears.is_empty() && self.transactions.is_empty() {
                 break;
             }
             if let Err(error) = self.store_batch(&mut keys, &mut offered) {
                 outcome = Err(error);
-                for key in keys.chain(std::mem::take(&mut self.overtaken)) {
+                for key in keys.into_iter().chain(std::mem::take(&mut self.overtaken)) {
                     self.pending.entry(key).or_insert(0);
                 }
                 break;
@@ -678,11 +678,42 @@ impl Janitor {
         outcome
     }
 
-    fn store_batch(
-        &mut self,
-        keys: &mut std::iter::Peekable<std::vec::IntoIter<KeyId>>,
-        offered: &mut Option<HashSet<KeyId>>,
-    ) -> Result<()> {
+    /// Clears the marks of as many of these keys as one batch holds, and reads what they marked. Those it does not come to
+    /// stay where they are.
+    fn take(
+        &self,
+        keys: &mut VecDeque<KeyId>,
+        collections: &mut HashMap<u32, Arc<Shelves>>,
+        buffer: &mut Vec<u8>,
+    ) -> Vec<(KeyId, Option<Load>)> {
+        let mut chunk: Vec<KeyId> = keys.drain(..keys.len().min(BATCH_KEYS)).collect();
+        // Those of one collection together.
+        chunk.sort_unstable_by_key(|(collection, _)| *collection);
+        let mut loads = Vec::with_capacity(chunk.len());
+        let (mut untaken, mut start, mut bytes) = (Vec::new(), 0, 0);
+        for some in chunk.chunk_by(|(a, _), (b, _)| a == b) {
+            let members: Vec<&Member> = some.iter().map(|(_, member)| member).collect();
+            let mut left: Vec<usize> = (0..some.len()).collect();
+            if bytes < BATCH_BYTES {
+                let id = some[0].0;
+                let shelves = collections.entry(id).or_insert_with(|| self.engine().registry.by_id(id));
+                let mut each = |at: usize, load: Option<Load>| {
+                    bytes += members[at].len() + load.as_ref().map_or(0, |load| load.payload.size());
+                    loads.push((start + at, load));
+                    bytes < BATCH_BYTES
+                };
+                shelves.settled(|shelf| shelf.take(&members, &mut left, buffer, &mut each));
+            }
+            untaken.extend(left.into_iter().map(|at| start + at));
+            start += some.len();
+        }
+        for at in untaken {
+            keys.push_front(std::mem::take(&mut chunk[at]));
+        }
+        loads.into_iter().map(|(at, load)| (std::mem::take(&mut chunk[at]), load)).collect()
+    }
+
+    fn store_batch(&mut self, keys: &mut VecDeque<KeyId>, offered: &mut Option<HashSet<KeyId>>) -> Result<()> {
         let core = self.core.clone();
         let Some(engine) = core.engine() else { return Ok(()) };
         // The names that the changes borrow. Most batches touch few collections, one after the other.
@@ -691,18 +722,16 @@ impl Janitor {
             collections.entry(id).or_insert_with(|| engine.registry.by_id(id));
         }
         let mut buffer = Vec::new();
-        let mut taken = Vec::with_capacity(keys.len().min(BATCH_KEYS));
-        let mut bytes = 0;
+        let loads = self.take(keys, &mut collections, &mut buffer);
+        let mut taken = Vec::with_capacity(loads.len());
         // What the bytes not yet durable change by: told once for the batch, for it is where all writers meet.
         let mut charged = 0;
         let mut codec = (0, engine.codec_name(0));
-        while let Some(key) = keys.next_if(|_| taken.len() < BATCH_KEYS && bytes < BATCH_BYTES) {
+        for (key, load) in loads {
             // Most of the time these are empty, and not worth a hash.
             let held_before = if self.pending.is_empty() { None } else { self.pending.remove(&key) };
             let retried = held_before.is_some() || self.unencodable.contains(&key);
             let held_before = held_before.unwrap_or(0) as isize;
-            let shelves = collections.entry(key.0).or_insert_with(|| engine.registry.by_id(key.0));
-            let load = shelves.settled(|shelf| shelf.take(&key.1, &mut buffer)).flatten();
             let Some(load) = load else {
                 // Cleared since: the clear has its own message.
                 charged -= held_before;
@@ -717,21 +746,16 @@ impl Janitor {
                 self.pending.insert(key, held_before as usize + load.charge);
                 continue;
             }
-            let size = match &load.payload {
-                Payload::Gone => 0,
-                Payload::Shared(value) => value.len(),
-                Payload::Encoded(range) => range.len(),
-                Payload::Unencodable(_) => {
-                    charged -= held_before + load.charge as isize;
-                    let codec = engine.codec_name(load.codec_id);
-                    self.does_not_encode(key, shelves.name(), &codec, load.payload);
-                    continue;
-                }
-            };
+            if let Payload::Unencodable(_) = load.payload {
+                charged -= held_before + load.charge as isize;
+                let codec = engine.codec_name(load.codec_id);
+                let collection = collections[&key.0].name();
+                self.does_not_encode(key, collection, &codec, load.payload);
+                continue;
+            }
             self.encodes(&key);
-            let charge = key.1.len() + size;
+            let charge = key.1.len() + load.payload.size();
             charged += charge as isize - (held_before + load.charge as isize);
-            bytes += charge;
             if codec.0 != load.codec_id {
                 codec = (load.codec_id, engine.codec_name(load.codec_id));
             }
@@ -1073,6 +1097,9 @@ impl Janitor {
             let counter = self.engine().version();
             self.backend.close(counter)
         });
+        if closed.is_ok() {
+            self.engine().waiter.ends_well();
+        }
         let ended = closed.is_ok() || !closing.decision.fail();
         if ended {
             // The directory's lock goes with it, before anybody hears that the store is closed.

@@ -120,6 +120,7 @@ mod key;
 mod lines;
 mod map;
 mod options;
+mod rare;
 mod report;
 mod shelf;
 mod store;

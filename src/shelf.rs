@@ -156,6 +156,17 @@ pub(crate) enum Payload {
     Unencodable(CodecError),
 }
 
+impl Payload {
+    /// In bytes.
+    pub(crate) fn size(&self) -> usize {
+        match self {
+            Payload::Gone | Payload::Unencodable(_) => 0,
+            Payload::Shared(value) => value.len(),
+            Payload::Encoded(range) => range.len(),
+        }
+    }
+}
+
 /// Everything by key, and what the janitor needs. `collection` is only for errors.
 pub(crate) trait AnyShelf: Send + Sync {
     fn get(&self, collection: &str, member: &str) -> Result<Option<Value>, Stop>;
@@ -190,7 +201,15 @@ pub(crate) trait AnyShelf: Send + Sync {
     fn names(&self, cursor: u64, out: &mut Vec<Member>) -> Result<Option<u64>, Refused>;
     fn tally(&self) -> Result<(usize, u64), Refused>;
     fn barrier(&self);
-    fn take(&self, member: &str, buffer: &mut Vec<u8>) -> Result<Option<Load>, Refused>;
+    /// Clears the marks of those that are `left` of these members, and reads what they marked: see [`Table::take_many`].
+    /// What has to be encoded is appended to the buffer.
+    fn take(
+        &self,
+        members: &[&Member],
+        left: &mut Vec<usize>,
+        buffer: &mut Vec<u8>,
+        each: &mut dyn FnMut(usize, Option<Load>) -> bool,
+    ) -> Result<(), Refused>;
     /// As `take`, of what somebody else has stored.
     fn unmark(&self, member: &str) -> Result<Option<Mark>, Refused>;
     fn bury(&self, member: &str, version: u64) -> Result<(), Refused>;
@@ -386,36 +405,14 @@ impl<V: Stored> AnyShelf for Shelf<V> {
         self.table.barrier();
     }
 
-    fn take(&self, member: &str, buffer: &mut Vec<u8>) -> Result<Option<Load>, Refused> {
-        let Some(taken) = self.table.take(member)? else { return Ok(None) };
-        let payload = match (taken.value, &self.form.encode) {
-            (None, _) => Payload::Gone,
-            (Some(value), Encode::Share(share)) => Payload::Shared(share(&value)),
-            (Some(value), Encode::Write(write)) => {
-                let start = buffer.len();
-                let encoded = encode_guarded(*write, value, buffer);
-                match encoded {
-                    Ok(()) if buffer.len() - start <= key::MAX_VALUE => Payload::Encoded(start..buffer.len()),
-                    Ok(()) => {
-                        let size = buffer.len() - start;
-                        buffer.truncate(start);
-                        Payload::Unencodable(format!("{size} bytes are more than {}", key::MAX_VALUE).into())
-                    }
-                    Err(error) => {
-                        buffer.truncate(start);
-                        Payload::Unencodable(error)
-                    }
-                }
-            }
-        };
-        Ok(Some(Load {
-            payload,
-            version: taken.stamp.version(),
-            codec_id: self.form.codec_id.unwrap_or(taken.stamp.codec()),
-            dirty: taken.stamp.dirty(),
-            deadline: taken.deadline,
-            charge: taken.charge,
-        }))
+    fn take(
+        &self,
+        members: &[&Member],
+        left: &mut Vec<usize>,
+        buffer: &mut Vec<u8>,
+        each: &mut dyn FnMut(usize, Option<Load>) -> bool,
+    ) -> Result<(), Refused> {
+        self.table.take_many(members, left, |at, taken| each(at, taken.map(|taken| self.load(taken, buffer))))
     }
 
     fn unmark(&self, member: &str) -> Result<Option<Mark>, Refused> {
@@ -555,8 +552,40 @@ impl<V: Stored> Shelf<V> {
         ledger: &(impl Ledger + ?Sized),
     ) -> Result<Done<V>, Stop> {
         match self.table.put_only(member, new, how.until, how.only, ledger) {
-            Err(Refused::Duplicate) => Err(duplicate(collection, new.duplicate.take()).into()),
+            Err(Refused::Duplicate) => Err(duplicate(collection, new.take_duplicate()).into()),
             done => Ok(done?),
+        }
+    }
+
+    /// What was taken, as it is to be stored.
+    fn load(&self, taken: Taken<V>, buffer: &mut Vec<u8>) -> Load {
+        let payload = match (taken.value, &self.form.encode) {
+            (None, _) => Payload::Gone,
+            (Some(value), Encode::Share(share)) => Payload::Shared(share(&value)),
+            (Some(value), Encode::Write(write)) => {
+                let start = buffer.len();
+                let encoded = encode_guarded(*write, value, buffer);
+                match encoded {
+                    Ok(()) if buffer.len() - start <= key::MAX_VALUE => Payload::Encoded(start..buffer.len()),
+                    Ok(()) => {
+                        let size = buffer.len() - start;
+                        buffer.truncate(start);
+                        Payload::Unencodable(format!("{size} bytes are more than {}", key::MAX_VALUE).into())
+                    }
+                    Err(error) => {
+                        buffer.truncate(start);
+                        Payload::Unencodable(error)
+                    }
+                }
+            }
+        };
+        Load {
+            payload,
+            version: taken.stamp.version(),
+            codec_id: self.form.codec_id.unwrap_or(taken.stamp.codec()),
+            dirty: taken.stamp.dirty(),
+            deadline: taken.deadline,
+            charge: taken.charge,
         }
     }
 

@@ -710,6 +710,10 @@ impl Ledger for Share<'_, '_> {
         self.lane.schedule(member, old, new);
     }
 
+    fn is_watched(&self) -> bool {
+        self.holding.is_some() && self.lane.is_watched()
+    }
+
     fn watch(&self) -> Option<Box<dyn Watching + '_>> {
         let holding = self.holding.filter(|_| self.lane.is_watched())?;
         Some(Box::new(Part { holding, shelves: self.shelves }))

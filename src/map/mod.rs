@@ -140,6 +140,9 @@ pub(crate) trait Ledger {
     /// The member's deadline was one and is another.
     fn schedule(&self, member: &Member, old: Option<u64>, new: Option<u64>);
 
+    /// Whether somebody watches. As [`watch`](Self::watch).
+    fn is_watched(&self) -> bool;
+
     /// Whoever watches, if anybody does. To be asked before [`next_version`](Self::next_version), and kept until the change
     /// has been told.
     fn watch(&self) -> Option<Box<dyn Watching + '_>>;

@@ -19,6 +19,7 @@ use hashbrown::hash_table::{Entry, OccupiedEntry};
 use super::index::{self, Duplicate, Index, Indexes, SortKey};
 use super::{Held, Ledger, Refused, Stamp, Stored, Told};
 use crate::clock::Clock;
+use crate::rare::Rare;
 use crate::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use crate::sync::{Mutex, NameHasher, RwLock, RwLockWriteGuard};
 use crate::value::Member;
@@ -67,6 +68,15 @@ impl<V: Stored> Slot<V> {
 
     fn at_risk(&self) -> usize {
         if self.stamp.dirty() { self.charge() } else { 0 }
+    }
+
+    /// Clears the dirty mark, and then reads the value.
+    fn take(&mut self, charge: usize, deadlines: &Option<Box<Deadlines>>) -> Taken<V> {
+        let stamp = self.stamp;
+        self.stamp = stamp.cleaned();
+        let value = self.value.clone();
+        let deadline = if stamp.expires() { Deadlines::get(deadlines, &self.member) } else { None };
+        Taken { value, stamp, deadline, charge }
     }
 }
 
@@ -208,28 +218,46 @@ pub(crate) struct Seen<'a, V> {
 pub(crate) struct New<V> {
     pub(crate) value: Option<V>,
     pub(crate) codec: u8,
-    /// Under which the indexes have it, one for each. Made by the table.
-    pub(super) keys: Vec<SortKey>,
-    /// Why it was refused, if it was as a duplicate.
-    pub(crate) duplicate: Option<Duplicate>,
+    /// If the table has indexes.
+    sorted: Rare<Sorted>,
     /// The value is made when what is there is seen: too late for keys.
     is_made_late: bool,
 }
 
+/// What a new value is to the indexes. In a box: most tables have none.
+#[derive(Debug)]
+struct Sorted {
+    /// Under which they have it, one for each. Made by the table.
+    keys: Vec<SortKey>,
+    /// Why it was refused, if it was as a duplicate.
+    duplicate: Option<Duplicate>,
+}
+
 impl<V> New<V> {
+    #[inline]
     pub(crate) fn put(value: V, codec: u8) -> New<V> {
-        New { value: Some(value), codec, keys: Vec::new(), duplicate: None, is_made_late: false }
+        New { value: Some(value), codec, sorted: Rare::empty(), is_made_late: false }
     }
 
     /// For a change that puts nothing, or makes the value when it sees what is there, which a table with indexes refuses
     /// as stale.
     pub(crate) fn nothing(codec: u8) -> New<V> {
-        New { value: None, codec, keys: Vec::new(), duplicate: None, is_made_late: true }
+        New { value: None, codec, sorted: Rare::empty(), is_made_late: true }
     }
 
     /// A value whose keys are made already.
     pub(crate) fn with_keys(value: V, codec: u8, keys: Vec<SortKey>) -> New<V> {
-        New { value: Some(value), codec, keys, duplicate: None, is_made_late: false }
+        let sorted = Rare::new(Sorted { keys, duplicate: None });
+        New { value: Some(value), codec, sorted, is_made_late: false }
+    }
+
+    fn keys(&self) -> &[SortKey] {
+        self.sorted.get().map_or(&[], |sorted| &sorted.keys)
+    }
+
+    /// Why it was refused, if it was as a duplicate.
+    pub(crate) fn take_duplicate(&mut self) -> Option<Duplicate> {
+        self.sorted.get_mut()?.duplicate.take()
     }
 }
 
@@ -519,7 +547,8 @@ impl<V: Stored> Table<V> {
         let hash = self.hash(member);
         loop {
             if self.indexed.load(Ordering::Relaxed) > 0 && !new.is_made_late {
-                new.keys = self.keys_of(member, new.value.as_ref());
+                let keys = self.keys_of(member, new.value.as_ref());
+                new.sorted = Rare::new(Sorted { keys, duplicate: None });
             }
             let done = self
                 .write(hash, |inner| self.change_in(inner, hash, member, new, &mut Vec::new(), ledger, &mut decide))?;
@@ -584,7 +613,7 @@ impl<V: Stored> Table<V> {
                     }
                     if is_indexed {
                         let deadline = if let Until::At(deadline) = until { Some(deadline) } else { None };
-                        self.index(held_indexes, &member, new.value.as_ref(), &mut new.keys, deadline);
+                        self.index(held_indexes, &member, new, deadline);
                     }
                     vacant.insert(Slot { member, value: new.value.take(), stamp });
                     *live += 1;
@@ -641,7 +670,7 @@ impl<V: Stored> Table<V> {
             };
             slot.stamp = Stamp::new(version, codec, persists).expiring(deadline.is_some());
             if is_indexed && is_put {
-                self.index(held_indexes, &slot.member, new.value.as_ref(), &mut new.keys, deadline);
+                self.index(held_indexes, &slot.member, new, deadline);
             } else if is_indexed {
                 held_indexes.iter_mut().for_each(|content| content.touch(&slot.member, deadline));
             }
@@ -717,31 +746,25 @@ impl<V: Stored> Table<V> {
         // Whoever has locked them before has seen to it.
         let is_checked = !held.is_empty();
         self.hold_indexes(held);
-        index::check_fresh(held, &new.keys)?;
+        index::check_fresh(held, new.keys())?;
         if is_checked {
             return Ok(());
         }
         let indexes: Vec<_> = self.indexes().collect();
-        let checked = index::check_unique(&indexes, held, member, &new.keys, self.clock.reached());
+        let checked = index::check_unique(&indexes, held, member, new.keys(), self.clock.reached());
         checked.map_err(|duplicate| {
-            new.duplicate = Some(duplicate);
+            if let Some(sorted) = new.sorted.get_mut() {
+                sorted.duplicate = Some(duplicate);
+            }
             Refused::Duplicate
         })
     }
 
     #[cold]
-    fn index(
-        &self,
-        held: &mut index::Held<'_, V>,
-        member: &Member,
-        value: Option<&V>,
-        keys: &mut Vec<SortKey>,
-        deadline: Option<u64>,
-    ) {
-        let Some(value) = value else { return };
-        for ((content, key), _) in
-            held.iter_mut().zip(keys.drain(..)).zip(self.indexes()).filter(|(_, index)| !index.is_dead())
-        {
+    fn index(&self, held: &mut index::Held<'_, V>, member: &Member, new: &mut New<V>, deadline: Option<u64>) {
+        let (Some(value), Some(sorted)) = (&new.value, new.sorted.get_mut()) else { return };
+        let keys = sorted.keys.drain(..);
+        for ((content, key), _) in held.iter_mut().zip(keys).zip(self.indexes()).filter(|(_, index)| !index.is_dead()) {
             content.put(member, key, index::Entry { value: value.clone(), deadline });
         }
     }
@@ -835,10 +858,73 @@ impl<V: Stored> Table<V> {
         only: Only,
         ledger: &(impl Ledger + ?Sized),
     ) -> Result<Done<V>, Refused> {
+        if (until, only) == (Until::Removed, Only::Always) {
+            let hash = self.hash(member);
+            let done = self.write(hash, |inner| match self.overwrite(inner, hash, member, new, ledger) {
+                Ok(None) => self.put_rarely(inner, hash, member, new, ledger),
+                Ok(Some(done)) => Ok(done),
+                Err(refused) => Err(refused),
+            })?;
+            if !matches!(done, Err(Refused::Stale)) {
+                return done;
+            }
+        }
         let decide = |seen: Option<Seen<'_, V>>, _: &mut Option<V>| {
             if only.allows(seen.as_ref()) { Act::Put(until) } else { Act::Leave }
         };
         self.change(member, new, ledger, decide)
+    }
+
+    /// What most puts are, and nothing else: a value in the place of another, neither with a deadline, in a table that has
+    /// no index and that nobody watches. `None` if it is anything else, which [`change_in`](Self::change_in) does.
+    #[inline]
+    fn overwrite(
+        &self,
+        inner: &mut Inner<V>,
+        hash: u64,
+        member: &str,
+        new: &mut New<V>,
+        ledger: &(impl Ledger + ?Sized),
+    ) -> Result<Option<Done<V>>, Refused> {
+        ledger.check_open()?;
+        let Some(slot) = inner.slots.find_mut(hash, |slot| slot.member == *member) else { return Ok(None) };
+        let (Some(old), Some(value)) = (&mut slot.value, &mut new.value) else { return Ok(None) };
+        if slot.stamp.expires() || self.indexed.load(Ordering::Relaxed) > 0 || ledger.is_watched() {
+            return Ok(None);
+        }
+        let (weight, old_weight) = (value.weight(), old.weight());
+        let persists = ledger.persists();
+        if persists {
+            let charge = member.len() + weight;
+            let was_at_risk = if slot.stamp.dirty() { member.len() + old_weight } else { 0 };
+            ledger.charge(charge as isize - was_at_risk as isize)?;
+            inner.at_risk = inner.at_risk - was_at_risk + charge;
+        }
+        let version = ledger.next_version();
+        inner.newest = version;
+        inner.bytes = inner.bytes - old_weight as u64 + weight as u64;
+        let old_stamp = std::mem::replace(&mut slot.stamp, Stamp::new(version, new.codec, persists));
+        std::mem::swap(old, value);
+        let old_value = new.value.take();
+        if old_stamp.version() <= ledger.cut() {
+            self.keep(hash, &slot.member, &old_value, old_stamp, None, version);
+        }
+        if persists && !old_stamp.dirty() {
+            ledger.dirty(&slot.member);
+        }
+        Ok(Some(Done::new(old_value, version)))
+    }
+
+    #[inline(never)]
+    fn put_rarely(
+        &self,
+        inner: &mut Inner<V>,
+        hash: u64,
+        member: &str,
+        new: &mut New<V>,
+        ledger: &(impl Ledger + ?Sized),
+    ) -> Result<Done<V>, Refused> {
+        self.change_in(inner, hash, member, new, &mut Vec::new(), ledger, |_, _| Act::Put(Until::Removed))
     }
 
     /// Deletes a member, if it is as it is to be.
@@ -1112,15 +1198,87 @@ impl<V: Stored> Table<V> {
     pub(crate) fn take(&self, member: &str) -> Result<Option<Taken<V>>, Refused> {
         let hash = self.hash(member);
         self.write(hash, |inner| {
-            let slot = inner.slots.find_mut(hash, |slot| slot.member == *member)?;
-            let stamp = slot.stamp;
+            let Inner { slots, at_risk, deadlines, .. } = inner;
+            let slot = slots.find_mut(hash, |slot| slot.member == *member)?;
             let charge = slot.at_risk();
-            slot.stamp = stamp.cleaned();
-            inner.at_risk -= charge;
-            let (value, expires) = (slot.value.clone(), stamp.expires());
-            let deadline = if expires { Deadlines::get(&inner.deadlines, member) } else { None };
-            Some(Taken { value, stamp, deadline, charge })
+            *at_risk -= charge;
+            Some(slot.take(charge, deadlines))
         })
+    }
+
+    /// As [`take`](Self::take), of those that are `left` of these members: shard by shard, some at once, so that one lock
+    /// serves for them and their ways to memory overlap. Calls `each` with nothing locked, in any order, until it returns
+    /// false; those it was called with are not left any more.
+    pub(crate) fn take_many(
+        &self,
+        members: &[&Member],
+        left: &mut Vec<usize>,
+        mut each: impl FnMut(usize, Option<Taken<V>>) -> bool,
+    ) -> Result<(), Refused> {
+        /// Bounds how long a shard is locked, and what a batch has beyond its bound.
+        const AT_ONCE: usize = 16;
+
+        let wanted = |at: usize| {
+            let hash = self.hash(members[at]);
+            (self.find_shard(shard_bits(hash)).0, hash, at)
+        };
+        let mut all: Vec<_> = left.drain(..).map(wanted).collect();
+        all.sort_unstable_by_key(|(number, ..)| *number);
+        let mut rest = &all[..];
+        let mut taken = Vec::with_capacity(AT_ONCE);
+        let mut done = Ok(());
+        while let Some((number, ..)) = rest.first() {
+            let some = rest.iter().take(AT_ONCE).take_while(|(other, ..)| other == number).count();
+            done = self.take_together(*number, members, &rest[..some], &mut taken);
+            rest = &rest[taken.len()..];
+            let go_on = taken.drain(..).fold(true, |go_on, (at, taken)| each(at, taken) && go_on);
+            if !go_on || done.is_err() {
+                break;
+            }
+        }
+        left.extend(rest.iter().map(|(.., at)| *at));
+        done
+    }
+
+    /// Takes members that are, or were, in one shard, one after the other until they are found to have moved.
+    fn take_together(
+        &self,
+        number: u32,
+        members: &[&Member],
+        wanted: &[(u32, u64, usize)],
+        taken: &mut Vec<(usize, Option<Taken<V>>)>,
+    ) -> Result<(), Refused> {
+        let all_are_here = self.shard(number).is_some_and(|shard| {
+            let mut inner = shard.inner.write();
+            if self.has_moved() || wanted.iter().any(|(_, hash, _)| !Self::holds(shard, number, shard_bits(*hash))) {
+                return false;
+            }
+            // Finds them all first, and looks at their values: nothing of one waits for another.
+            let Inner { slots, at_risk, deadlines, .. } = &mut *inner;
+            let find = |(_, hash, at): &(u32, u64, usize)| {
+                let bucket = slots.find_bucket_index(*hash, |slot| slot.member == *members[*at])?;
+                Some((bucket, slots.get_bucket(bucket)?.at_risk()))
+            };
+            let found: Vec<_> = wanted.iter().map(find).collect();
+            for ((.., at), found) in wanted.iter().zip(found) {
+                let slot = found.and_then(|(bucket, charge)| Some((slots.get_bucket_mut(bucket)?, charge)));
+                let take = |(slot, charge): (&mut Slot<V>, usize)| {
+                    // It may be among them twice.
+                    let charge = if slot.stamp.dirty() { charge } else { 0 };
+                    *at_risk -= charge;
+                    slot.take(charge, deadlines)
+                };
+                taken.push((*at, slot.map(take)));
+            }
+            true
+        });
+        if !all_are_here {
+            // A split came in between, or a move.
+            for (.., at) in wanted {
+                taken.push((*at, self.take(members[*at])?));
+            }
+        }
+        Ok(())
     }
 
     /// Removes a tombstone that is durable, unless the member was written again.
@@ -1403,6 +1561,9 @@ mod tests {
         fn cleared(&self, _version: u64) {}
         fn schedule(&self, _member: &Member, _old: Option<u64>, _new: Option<u64>) {}
 
+        fn is_watched(&self) -> bool {
+            false
+        }
         fn watch(&self) -> Option<Box<dyn super::super::Watching + '_>> {
             None
         }
