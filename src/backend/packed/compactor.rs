@@ -1,5 +1,6 @@
 //! The thread that compacts: it decides when, and does it with what [`pass`] offers.
 
+use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -123,11 +124,22 @@ impl State {
         self.records.saturating_sub(self.members.unwrap_or(0))
     }
 
-    /// A pass begins, or is over: another is to find more than there is now.
-    fn passed(&mut self, members: Option<usize>) {
+    /// A pass begins: another is to find more than there is now.
+    fn begins(&mut self, members: Option<usize>) {
         self.after_last = self.held.iter().map(|held| held.end).sum();
         self.count_members(members);
         self.garbage_after_last = self.garbage();
+    }
+
+    /// A pass that looked at these segments is over, and has dropped so many changes. What has come meanwhile it has not
+    /// seen: that is for another to find.
+    fn is_over(&mut self, seen: &[Held], dropped: u64) {
+        let seen: HashSet<u64> = seen.iter().map(|held| held.number).collect();
+        // Nobody else packs.
+        let known = self.held.iter().filter(|held| held.packed || seen.contains(&held.number));
+        self.after_last = known.map(|held| held.end).sum();
+        self.records = self.records.saturating_sub(dropped);
+        self.garbage_after_last = self.garbage_after_last.saturating_sub(dropped);
     }
 }
 
@@ -403,7 +415,7 @@ impl Work {
         let (held, counter) = {
             let mut state = self.shared.state.lock();
             // They may take long to be worthwhile again, also when this fails.
-            state.passed(self.background.members());
+            state.begins(self.background.members());
             (state.held.clone(), state.counter)
         };
         let pace = Pace { work: self, hurried: aim == Aim::Everything, from: Instant::now() };
@@ -420,9 +432,7 @@ impl Work {
             packed?;
             self.clean()?;
         }
-        let mut state = self.shared.state.lock();
-        state.records = state.records.saturating_sub(index.dropped());
-        state.passed(self.background.members());
+        self.shared.state.lock().is_over(&held, index.dropped());
         Ok(())
     }
 }
@@ -454,5 +464,33 @@ impl Pace<'_> {
             }
             (state, _) = wait_for(&self.work.shared.changed, state, left);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_comes_during_a_pass_makes_another_worth_its_while() {
+        let segment = |number, end| Held { number, end, packed: false, records: 0, damaged: false };
+        let held = (1..=5).map(|number| segment(number, journal::SEGMENT)).collect();
+        // All members are deleted, in RAM. Of the deletes a few have been appended.
+        let mut state = State { held, records: 40_000 + 2_000, ..State::default() };
+        let members = || Some(0);
+        assert_eq!(state.aim(members), Some(Aim::Worthwhile));
+        let seen = state.held.clone();
+        state.begins(members());
+        assert_eq!(state.aim(members), None, "it would find nothing else");
+        // The rest comes while the pass finds next to nothing in what it looks at.
+        state.records += 38_000;
+        state.held.push(segment(6, journal::SEGMENT / 2));
+        state.is_over(&seen, 100);
+        assert_eq!(state.aim(members), Some(Aim::Worthwhile));
+        // One that finds it all leaves nothing for another.
+        let seen = std::mem::take(&mut state.held);
+        state.begins(members());
+        state.is_over(&seen, 79_900);
+        assert_eq!((state.records, state.garbage_after_last, state.after_last), (0, 0, 0));
     }
 }
