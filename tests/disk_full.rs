@@ -71,6 +71,12 @@ fn until_all_is_stored(store: &Store) {
     });
 }
 
+/// What was written of files that could not be is gone. It is tried again and again, so a part of one may be there at
+/// times.
+fn until_nothing_is_left_over(store: &Store) {
+    until("what was written in vain is gone", || names(&store.path().join(".larder/tmp")).is_empty());
+}
+
 /// Closes, opens again, and finds the same; a store in files has nothing else.
 #[track_caller]
 fn assert_comes_back(store: &Store, expected: &Members) {
@@ -94,7 +100,7 @@ mod mounted {
     use std::process::{Command, Output};
 
     use super::*;
-    use lab::{once_more, tell};
+    use lab::{LONGEST, once_more, tell};
     use larder::Durability;
 
     const DISK: &str = "LARDER_DISK_FULL_DISK";
@@ -228,7 +234,8 @@ mod mounted {
     }
 
     fn small_store_in(layout: Layout, disk: &Path) -> Store {
-        Store::options(disk.join("store")).layout(layout).max_unsaved(256 * KIB).open().unwrap()
+        let options = Store::options(disk.join("store")).layout(layout).max_unsaved(256 * KIB);
+        options.write_timeout(LONGEST).open().unwrap()
     }
 
     #[test]
@@ -483,7 +490,7 @@ mod mounted {
             store.put("artist/daft_punk", &large).unwrap();
             assert_files_told(&store, store.path(), ErrorKind::StorageFull);
             assert!(fs::read(store.path().join("artist/daft_punk")).unwrap().ends_with(b"\nepic"));
-            assert_eq!(names(&store.path().join(".larder/tmp")), [""; 0], "what was written of it is gone");
+            until_nothing_is_left_over(&store);
             assert_eq!(store.get("artist/daft_punk").unwrap().unwrap(), large);
             store.put("artist/daft_punk", "discovery").unwrap();
             until_all_is_stored(&store);
@@ -573,7 +580,8 @@ mod mounted {
             assert!(mount(&["--bind", other.join("lock").to_str().unwrap()], &store.join(".larder/lock")));
 
             // With segments that are soon full: it is busy while there is one to append to.
-            let store = Store::options(store).max_unsaved(256 * KIB).max_journal(512 * KIB as u64).open().unwrap();
+            let options = Store::options(store).max_unsaved(256 * KIB).max_journal(512 * KIB as u64);
+            let store = options.write_timeout(LONGEST).open().unwrap();
             let mut members = Members::new();
             until("the disk is read-only", || {
                 let number = members.len();
@@ -635,7 +643,7 @@ fn a_file_in_the_place_of_a_collection_is_named_and_costs_no_other_collection_an
     assert!(store.path().join("fine/z").is_file(), "and later ones are, too");
     assert_eq!(store.get("blocked/x").unwrap().unwrap(), "1");
     assert_eq!(fs::read(&blocked).unwrap(), b"somebody's file");
-    assert_eq!(names(&store.path().join(".larder/tmp")), [""; 0]);
+    until_nothing_is_left_over(&store);
 
     fs::remove_file(&blocked).unwrap();
     until_all_is_stored(&store);

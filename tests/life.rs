@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use lab::{as_after_a_crash, assert_only_files, member_files, names, segments, until, until_at_rest};
+use lab::{LONGEST, as_after_a_crash, assert_only_files, member_files, names, segments, until, until_at_rest};
 use larder::{Durability, Error, Health, Progress, Stage, Store};
 
 fn temporary() -> (tempfile::TempDir, std::path::PathBuf) {
@@ -457,7 +457,8 @@ fn a_member_that_the_files_do_not_take_is_durable_all_the_same_and_told_until_it
 fn a_journal_at_its_bound_makes_writes_wait_in_ram_and_then_refuses_them_until_the_files_follow() {
     const KIB: usize = 1024;
     let (_dir, path) = temporary();
-    let store = Store::options(&path).max_journal(64 * KIB as u64).max_unsaved(128 * KIB).open().unwrap();
+    let options = Store::options(&path).max_journal(64 * KIB as u64).max_unsaved(128 * KIB);
+    let store = options.write_timeout(LONGEST).open().unwrap();
     let blocked = store.path().join("c/bad");
     std::fs::create_dir_all(&blocked).unwrap();
     store.put("c/bad", "1").unwrap();

@@ -489,7 +489,8 @@ fn large_ones_split_what_they_fill() {
 fn one_member_written_all_the_time_holds_up_no_flush_and_stays_within_the_bound() {
     for layout in [Layout::Files, Layout::Packed] {
         let dir = tempfile::tempdir().unwrap();
-        let store = Store::options(dir.path().join("store")).layout(layout).max_unsaved(1 << 20).open().unwrap();
+        let options = Store::options(dir.path().join("store")).layout(layout).max_unsaved(1 << 20);
+        let store = options.write_timeout(lab::LONGEST).open().unwrap();
         let done = std::sync::atomic::AtomicBool::new(false);
         let (begun, has_begun) = std::sync::mpsc::channel();
         std::thread::scope(|scope| {

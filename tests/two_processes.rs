@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::Duration;
 
-use lab::{Process, once_more, orders, say, segments, tree, until_at_rest};
+use lab::{LONGEST, Process, once_more, orders, say, segments, tree, until_at_rest};
 use larder::{Durability, Error, Layout, Store};
 
 const HELD: &str = "LARDER_TWO_PROCESSES_STORE";
@@ -79,7 +79,7 @@ fn open_at_once(path: &Path) -> larder::Result<Store> {
     let (answer, answered) = mpsc::channel();
     let path = path.to_owned();
     std::thread::spawn(move || answer.send(Store::open(path)));
-    answered.recv_timeout(Duration::from_secs(60)).expect("the second store waits for the first")
+    answered.recv_timeout(LONGEST).expect("the second store waits for the first")
 }
 
 #[track_caller]

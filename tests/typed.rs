@@ -185,7 +185,8 @@ impl Serialize for Mood {
 #[test]
 fn a_member_that_does_not_encode_is_served_and_named_and_stops_no_other() {
     let (_dir, path) = temporary();
-    let store = Store::open(&path).unwrap();
+    // With patience for a janitor that writes down where a value panicked.
+    let store = Store::options(&path).stall_timeout(lab::LONGEST).open().unwrap();
     let moods = store.collection::<Mood>("mood").unwrap();
     moods.put("kept", Mood::Fine(1)).unwrap();
     lab::until_at_rest(&store);

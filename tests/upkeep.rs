@@ -96,13 +96,16 @@ fn a_backup_shows_one_moment_whatever_is_written_meanwhile() {
     }
     store.put("gone/0", "0").unwrap();
     let done = AtomicBool::new(false);
+    let (begun, has_begun) = std::sync::mpsc::channel();
     std::thread::scope(|scope| {
         let _ends = Ends(&done);
-        let writer = scope.spawn(|| {
+        scope.spawn(|| {
             // One writer: at any moment a part of the members, from the first on, has the new number.
             let mut round = 0;
             while !done.load(Ordering::Relaxed) {
                 round += 1;
+                // Nobody listens after the first one.
+                _ = begun.send(());
                 for number in 0..5000 {
                     store.put(format!("many/{number}"), round.to_string()).unwrap();
                 }
@@ -113,8 +116,8 @@ fn a_backup_shows_one_moment_whatever_is_written_meanwhile() {
                     store.put(format!("gone/{round}"), round.to_string()).unwrap();
                 }
             }
-            round
         });
+        has_begun.recv().unwrap();
         for copy in 0..20 {
             let copy = dir.path().join(copy.to_string());
             let report = store.backup(&copy).unwrap();
@@ -131,7 +134,6 @@ fn a_backup_shows_one_moment_whatever_is_written_meanwhile() {
             copied.close().unwrap();
         }
         done.store(true, Ordering::Relaxed);
-        assert!(writer.join().unwrap() > 0);
     });
 }
 
@@ -192,7 +194,6 @@ fn a_view_shows_what_was_durable_beside_the_writer_and_refreshes() {
         let (_dir, path) = temporary();
         let (store, mut members) = filled(&path, layout);
         store.flush().unwrap();
-        let before = tree(&path);
         let mut view = Store::open_read_only(&path).unwrap();
         assert_eq!(shown(&view), members);
         assert_eq!(view.load_report().quarantined, []);
@@ -219,7 +220,6 @@ fn a_view_shows_what_was_durable_beside_the_writer_and_refreshes() {
         let closed = tree(&path);
         assert_eq!(shown(&Store::open_read_only(&path).unwrap()), members);
         assert_eq!(tree(&path), closed);
-        drop(before);
     }
 }
 

@@ -30,9 +30,12 @@ impl Chance {
     }
 }
 
-/// Waits until it is so. The limit is there to end a test that would hang.
+/// What takes longer hangs. It is there to end a test, and long enough for a machine that has hardly any time for it.
+pub(crate) const LONGEST: Duration = Duration::from_secs(300);
+
+/// Waits until it is so.
 pub(crate) fn until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(120);
+    let end = Instant::now() + LONGEST;
     while !is_so() {
         assert!(Instant::now() < end, "it never came about that {what}");
         std::thread::yield_now();
@@ -232,24 +235,31 @@ pub(crate) const BLOCK: u32 = 3;
 /// The kind of a frame that says what a compacted segment replaces.
 pub(crate) const OTHERS: u32 = 4;
 
-/// Everything below a directory by its path: a file with its bytes, anything else with its kind.
+/// Everything below a directory by its path: a file with its bytes, anything else with its kind. Nothing may come or go
+/// meanwhile.
 pub(crate) fn tree(dir: &Path) -> BTreeMap<PathBuf, String> {
     let mut found = BTreeMap::new();
     for name in names(dir) {
         let path = dir.join(name);
-        let metadata = fs::symlink_metadata(&path).unwrap();
-        if metadata.is_dir() {
+        if fs::symlink_metadata(&path).unwrap().is_dir() {
             found.extend(tree(&path));
-            found.insert(path, "a directory".to_owned());
-        } else if metadata.is_file() {
-            let bytes = fs::read(&path).unwrap();
-            found.insert(path, bytes.escape_ascii().to_string());
-        } else {
-            let link = fs::read_link(&path).unwrap_or_default();
-            found.insert(path, format!("{:?} to {link:?}", metadata.file_type()));
         }
+        let what = what_is_at(&path);
+        found.insert(path, what);
     }
     found
+}
+
+/// A file's bytes, or the kind of anything else.
+pub(crate) fn what_is_at(path: &Path) -> String {
+    let metadata = fs::symlink_metadata(path).unwrap();
+    if metadata.is_dir() {
+        "a directory".to_owned()
+    } else if metadata.is_file() {
+        fs::read(path).unwrap().escape_ascii().to_string()
+    } else {
+        format!("{:?} to {:?}", metadata.file_type(), fs::read_link(path).unwrap_or_default())
+    }
 }
 
 /// Of what a store that is closed holds, nothing is in the journal.
