@@ -4,22 +4,25 @@
 use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
-use super::run::{HOME, Start, look_at, members, same};
+use super::run::{HOME, Start, clock_at, look_at, members, same};
 use super::states::{Disk, MODELS, Rng};
 use super::tell;
-use super::workload::Members;
-use crate::Store;
+use super::workload::{BEGIN, Members};
 use crate::backend::Layout;
 use crate::fs::sim::{EIO, ENOSPC, Fault, Image, Mark, Op, Sim};
 use crate::report::BackupReport;
+use crate::{Options, Store};
 
 /// The most images that are made of one moment of a run, under one model.
 const MOST: usize = 24;
 
-/// A store in RAM, of more members than are written in one lot, and of more than one block.
+/// A store in RAM, of more members than are written in one lot, and of more than one block. Some have a deadline, and
+/// one has expired.
 fn store() -> (Store, Members) {
-    let store = Store::in_memory();
+    let clock = clock_at(BEGIN);
+    let store = Options::in_memory().clock(&clock).open().unwrap();
     for number in 0..20u8 {
         store.put(format!("many/{number}"), vec![number; 40]).unwrap();
     }
@@ -27,6 +30,10 @@ fn store() -> (Store, Members) {
     store.put("b/empty", "").unwrap();
     store.put("b/gone", "").unwrap();
     store.delete("b/gone").unwrap();
+    store.put_with_ttl("b/short", "", Duration::from_millis(10)).unwrap();
+    store.put_with_ttl("b/expires", "soon", Duration::from_millis(20)).unwrap();
+    store.expire("many/7", Duration::from_millis(1000)).unwrap();
+    clock.advance(Duration::from_millis(10));
     let members = members(&store).unwrap();
     (store, members)
 }

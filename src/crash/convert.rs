@@ -5,10 +5,10 @@ use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::run::{HOME, Setting, Start, layout_of, live, look, open, same};
+use super::run::{HOME, Setting, Start, clock_at, layout_of, live, look, open, same};
 use super::states::{Disk, MODELS, Model, Rng};
 use super::tell;
-use super::workload::{Act, Broken, Members};
+use super::workload::{Act, BEGIN, Broken, Held, LATE, Members, SOON};
 use crate::backend::{Layout, convert_on};
 use crate::fs::sim::{ENOSPC, Fault, Image, Mark, Op, Sim, Without};
 
@@ -24,24 +24,30 @@ const USED: u128 = 4;
 /// What somebody has put beside the members of a collection: its directory stays.
 const FOREIGN: &str = "many/Notes.TXT";
 
-/// A closed store with members, of which some were overwritten, deleted and cleared. What is packed is in one segment as
-/// far as it is old, and the deletes are in another.
+/// A closed store with members, of which some were overwritten, deleted and cleared, and some have a deadline. What is
+/// packed is in one segment as far as it is old, and the deletes are in another.
 fn filled(layout: Layout, sync_fs: bool) -> Start {
     let start = Start::filled(layout);
     let mut old: Vec<Act> = (0..12).map(|number| Act::Put(format!("many/{number}"), 0)).collect();
-    old.extend([Act::Delete("many/0".into()), Act::Flush]);
+    old.extend([Act::Delete("many/0".into()), Act::Expire("many/5".into(), Some(SOON)), Act::Flush]);
     let new = [Act::Put("a/1".into(), 0), Act::Delete("b/1".into()), Act::DeleteAll("a".into())];
-    let more = [Act::Put("a/3".into(), 0), Act::Delete("many/3".into()), Act::Flush];
+    let more = [
+        Act::PutFor("a/3".into(), 0, SOON),
+        Act::Expire("many/6".into(), Some(LATE)),
+        Act::Expire("b/2".into(), None),
+        Act::Delete("many/3".into()),
+        Act::Flush,
+    ];
     let lived = |start: &Start, workload: Vec<Act>, settle| {
         let sim = Sim::new(&start.image, HOME, sync_fs);
         let setting = Setting { immediate: false, sync_fs, settle, layout };
         let operations = workload.len();
         let history = live(&sim, setting, start, workload).unwrap_or_else(|broken| panic!("{broken}"));
         let (members, numbers) = (history.after(operations), history.numbers(operations));
-        Start { image: sim.image(), members: Some(members), numbers }
+        Start { image: sim.image(), members, numbers, time: start.time }
     };
     let start = lived(&start, old, layout == Layout::Packed);
-    let mut start = lived(&start, [new, more].concat(), false);
+    let mut start = lived(&start, [&new[..], &more].concat(), false);
     if layout == Layout::Files {
         let foreign = format!("{}/{FOREIGN}", HOME.trim_start_matches('/'));
         start.image.0.insert(foreign, Some(Arc::new(b"somebody's".to_vec())));
@@ -98,7 +104,7 @@ fn check(image: &Image, hash: u128, to: Layout, members: &Members) -> Result<(),
         let sim = new();
         let setting = Setting { immediate: false, sync_fs: true, settle: false, layout };
         let went_wrong = |error: crate::Error| Broken::new("nothing fails on a healthy disk", error.to_string());
-        let (store, found) = open(&sim, setting)?;
+        let (store, found) = open(&sim, setting, &clock_at(BEGIN))?;
         same("a store finds what a look does", &found, members)?;
         let mut after = found;
         for key in ["many/1", "many/2", "b/2"] {
@@ -106,7 +112,7 @@ fn check(image: &Image, hash: u128, to: Layout, members: &Members) -> Result<(),
             after.remove(key);
         }
         store.put("many/4", "new").map_err(went_wrong)?;
-        after.insert("many/4".into(), Arc::new(b"new".to_vec()));
+        after.insert("many/4".into(), Held { value: Arc::new(b"new".to_vec()), deadline: None });
         store.close().map_err(went_wrong)?;
         same("what was closed is there", &look(&Sim::new(&sim.image(), HOME, true), layout)?, &after)?;
         convert(&sim, other(layout))?;
@@ -123,7 +129,7 @@ fn crash(
     without: Option<&Without>,
     most: usize,
 ) -> Result<(usize, Sim), String> {
-    let members = start.members.clone().unwrap_or_default();
+    let members = start.members.clone();
     let sim = Sim::new(&start.image, HOME, sync_fs);
     sim.leave_out(without.cloned());
     sim.record();
@@ -214,7 +220,7 @@ fn a_conversion_that_fails_leaves_nothing_of_what_it_wrote_and_every_member_wher
         // What was left in the journal is in files.
         convert(&sim, from).unwrap_or_else(|broken| panic!("{broken}"));
         let start = Start { image: sim.image(), ..filled(from, true) };
-        let members = start.members.clone().unwrap_or_default();
+        let members = start.members.clone();
         for at in 0.. {
             let sim = Sim::new(&start.image, HOME, true);
             sim.record();

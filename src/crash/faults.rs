@@ -5,11 +5,12 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use super::run::{HOME, Recording, Setting, Start, act_on, build, layout_of, members, open, same};
+use super::run::{HOME, Recording, Setting, Start, act_on, build, clock_at, layout_of, members, open, same, swept};
 use super::search::{Search, afterwards};
 use super::tell;
-use super::workload::{Act, Broken, History, Members, Workload, many};
+use super::workload::{A_WHILE, Act, BEGIN, Broken, History, LATE, Members, SOON, Workload, many};
 use super::{for_each, jobs};
+use crate::ManualClock;
 use crate::backend::Layout;
 use crate::error::{Error, Result};
 use crate::fs::sim::{EIO, EMFILE, ENOSPC, EROFS, Fault, Mark, Sim};
@@ -28,6 +29,7 @@ struct Faulted<'a> {
     setting: Setting,
     fault: Fault,
     start: &'a Start,
+    clock: ManualClock,
 }
 
 /// What a load found. `whole` unless something was put into quarantine.
@@ -42,7 +44,7 @@ impl Faulted<'_> {
         let sim = Sim::new(&start.image, HOME, setting.sync_fs);
         sim.record();
         sim.set_fault(Some(fault));
-        Faulted { sim, setting, fault, start }
+        Faulted { sim, setting, fault, start, clock: start.clock() }
     }
 
     fn lift(&self) {
@@ -65,7 +67,8 @@ impl Faulted<'_> {
     }
 
     fn open(&self, expected: &Members) -> Result<Found, Broken> {
-        let store = self.with_patience(build(&self.sim, self.setting), || build(&self.sim, self.setting))?;
+        let built = || build(&self.sim, self.setting, &self.clock);
+        let store = self.with_patience(built(), built)?;
         self.with_patience(store.load(), || store.load())?;
         let found = members(&store).map_err(|error| Broken::new(READS, error.to_string()))?;
         let whole = store.load_report().quarantined.is_empty();
@@ -81,7 +84,7 @@ impl Faulted<'_> {
     fn check_quarantine(&self, store: &Store, found: &Members, expected: &Members) -> Result<(), Broken> {
         let quarantined = store.load_report().quarantined;
         let lost = expected.keys().filter(|key| !found.contains_key(*key)).count();
-        let rest_is_there = found.iter().all(|(key, value)| expected.get(key) == Some(value));
+        let rest_is_there = found.iter().all(|(key, held)| expected.get(key) == Some(held));
         let image = self.sim.image();
         let is_kept = |path: &std::path::Path| {
             let path = path.to_string_lossy();
@@ -129,8 +132,10 @@ impl Faulted<'_> {
         if *act == Act::Flush {
             return self.flush(store);
         }
-        match act_on(store, number, act) {
-            Ok(()) => Ok(self.setting.immediate && store.health().is_well()),
+        // Nobody waits until the removal of what has expired is durable.
+        let waits = self.setting.immediate && !matches!(act, Act::Pass(_));
+        match act_on(store, &self.clock, number, act) {
+            Ok(()) => Ok(waits && store.health().is_well()),
             Err(error) if self.setting.immediate => self.expect_told(&error).map(|()| false),
             Err(error) => Err(Broken::new("a write does not wait for the disk", error.to_string())),
         }
@@ -138,20 +143,21 @@ impl Faulted<'_> {
 
     /// Runs the workload. Gives the record of it, unless a member was put into quarantine: that is another history.
     fn run(&self, workload: Workload) -> Result<Option<Recording>, Broken> {
-        let mut now = self.open(self.start.members.as_ref().unwrap_or(&Members::new()))?;
+        let mut now = self.open(&self.start.members)?;
         let mut whole = now.whole;
-        let history = History::new(now.members, self.start.numbers, workload);
+        let history = History::new(now.members, self.start.numbers, self.start.time, workload);
         for (number, act) in history.workload.iter().enumerate() {
             self.sim.mark(Mark::Began(number));
-            if *act == Act::CloseAndLoad {
-                let expected = history.after(number);
-                self.close(&now.store, &expected)?;
-                self.sim.mark(Mark::Promised(number + 1));
-                now = self.open(&expected)?;
+            if let Act::CloseAndLoad(time) = act {
+                self.close(&now.store, &history.after(number))?;
+                self.sim.mark(Mark::Promised(number));
+                self.clock.advance(Duration::from_millis(*time));
+                now = self.open(&history.after(number + 1))?;
                 if !now.whole {
                     whole = false;
                     break;
                 }
+                swept(&now.store).map_err(|error| Broken::new(HEALS, error.to_string()))?;
             } else {
                 if self.act(&now.store, number, act)? {
                     self.sim.mark(Mark::Promised(number + 1));
@@ -164,7 +170,7 @@ impl Faulted<'_> {
         self.sim.mark(Mark::Promised(history.workload.len()));
         self.lift();
         let log = self.sim.take_log();
-        let (_again, found) = open(&self.sim, self.setting)?;
+        let (_again, found) = open(&self.sim, self.setting, &self.clock)?;
         same("what was closed is there", &found, &expected)?;
         Ok(whole.then(|| Recording { setting: self.setting, start: self.start.image.clone(), log, history }))
     }
@@ -254,7 +260,7 @@ fn every_call_fails_in_turn_and_nothing_promised_is_lost() {
     let all_kinds = [
         vec![
             put("a/1"),
-            put("a/3"),
+            Act::PutFor("a/3".into(), 16, SOON),
             put("A/1"),
             Act::Flush,
             put("a/1"),
@@ -263,7 +269,8 @@ fn every_call_fails_in_turn_and_nothing_promised_is_lost() {
             put("b/3"),
             Act::Flush,
         ],
-        vec![Act::CloseAndLoad, delete("a/1"), delete("A/1"), Act::Flush, put("a/1"), put("b/1")],
+        vec![Act::CloseAndLoad(0), delete("a/1"), delete("A/1"), Act::Flush, put("a/1"), put("b/1")],
+        vec![Act::Expire("b/3".into(), Some(LATE)), Act::Pass(A_WHILE)],
     ];
     let all_kinds = all_kinds.concat();
     // What is packed is compacted at each sync.
@@ -306,8 +313,8 @@ fn every_call_of_a_recovery_fails_in_turn_and_nothing_is_lost() {
         let settle = layout == Layout::Packed;
         let setting = Setting { immediate: hash & 1 != 0, sync_fs: hash & 2 != 0, settle, layout };
         let healthy = Sim::new(image, HOME, setting.sync_fs);
-        let (_store, found) = open(&healthy, setting).unwrap_or_else(|broken| panic!("{broken}"));
-        let start = Start { image: image.clone(), members: Some(found), numbers: 0 };
+        let (_store, found) = open(&healthy, setting, &clock_at(BEGIN)).unwrap_or_else(|broken| panic!("{broken}"));
+        let start = Start { image: image.clone(), members: found, numbers: 0, time: BEGIN };
         Scene { start, workload: afterwards(hash), setting }
     };
     let scenes: Vec<Scene> = images.map(scene).collect();

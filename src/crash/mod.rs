@@ -5,6 +5,9 @@
 //! a crash may leave, `search` opens them, `tell` says what it found. `barriers` shows that the search finds what it is
 //! for: it takes each class of syncs away in turn. `faults` makes every call fail in turn.
 //!
+//! Every run has a clock that goes when the workload says so. What is on a disk is compared with its deadlines, expired
+//! or not; a store that is opened on it shows what has not expired by its own clock.
+//!
 //! `LARDER_CRASH_STATES=5000000 cargo test --release --lib crash -- --nocapture` looks at that many states.
 
 mod backup;
@@ -23,7 +26,7 @@ use std::time::Instant;
 
 use run::{Recording, Setting, Start, record};
 use search::Search;
-use workload::{Workload, long, many, short};
+use workload::{Workload, expiring, long, many, short};
 
 use crate::backend::Layout;
 use crate::fs::sim::{Sim, Without};
@@ -53,6 +56,11 @@ fn jobs(longest: usize, long_ones: usize) -> Vec<Job> {
         // The longest ones, which are most of them, in three settings each: every setting comes round.
         let settings = if workload.len() < 3 { 32 } else { 4 };
         jobs.extend((0..settings).map(|setting| job(&starts, workload.clone(), number + setting * 11)));
+    }
+    // Deadlines are stored with values, whatever the file system is synced with.
+    for (number, workload) in (0..).zip(expiring(longest)) {
+        let settings = if workload.len() < 3 { 8 } else { 2 };
+        jobs.extend((0..settings).map(|setting| job(&starts, workload.clone(), number + setting * 19)));
     }
     // What many members are synced with differs by the setting, and little else does.
     for workload in many() {

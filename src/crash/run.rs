@@ -4,14 +4,16 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use super::tell;
-use super::workload::{Act, Broken, Effect, History, Members, Workload, effects, is_in};
+use super::workload::{A_WHILE, Act, BEGIN, Broken, Effect, Held, History, LATE, Members, Workload, effects, is_in};
+use crate::ManualClock;
 use crate::backend::{Backend, Change, Files, Inflow, Layout, Loader, Packed, Progress, Quarantined, Sink};
-use crate::error::Result;
-use crate::fs::sim::{Bytes, Image, Mark, Op, Sim, Without};
+use crate::error::{Error, Result};
+use crate::fs::sim::{Image, Mark, Op, Sim, Without};
 use crate::options::Durability;
+use crate::shelf::AnyShelf;
 use crate::store::Store;
 use crate::sync::Mutex;
 
@@ -39,33 +41,46 @@ impl Setting {
 #[derive(Debug, Clone)]
 pub(super) struct Start {
     pub(super) image: Image,
-    /// `None`: whatever the load finds.
-    pub(super) members: Option<Members>,
+    /// Expired ones, too.
+    pub(super) members: Members,
     /// How many numbers writes have used up, at least.
     pub(super) numbers: u64,
+    /// When it is opened, in milliseconds since 1970.
+    pub(super) time: u64,
 }
 
 impl Start {
     /// Nothing but the directory that the store is to be made in.
     pub(super) fn empty() -> Start {
         let image = Image::of_dirs(&[HOME.trim_start_matches('/').split('/').next().unwrap_or_default()]);
-        Start { image, members: Some(Members::new()), numbers: 0 }
+        Start { image, members: Members::new(), numbers: 0, time: BEGIN }
     }
 
     /// Not even that.
     pub(super) fn nothing() -> Start {
-        Start { image: Image::default(), members: Some(Members::new()), numbers: 0 }
+        Start { image: Image::default(), members: Members::new(), numbers: 0, time: BEGIN }
     }
 
-    /// A store with members, closed.
+    /// A store with members, closed. Some of them have a deadline.
     pub(super) fn filled(layout: Layout) -> Start {
-        let keys = ["a/1", "a/2", "b/1", "b/2"];
-        let workload = keys.map(|key| Act::Put(key.into(), 0)).to_vec();
+        let put = |key: &str| Act::Put(key.into(), 0);
+        let workload =
+            vec![Act::PutFor("a/1".into(), 0, A_WHILE / 2), put("a/2"), put("b/1"), Act::PutFor("b/2".into(), 0, LATE)];
+        let operations = workload.len();
         let sim = Sim::new(&Start::empty().image, HOME, false);
         let setting = Setting { immediate: false, sync_fs: false, settle: false, layout };
         let history = live(&sim, setting, &Start::empty(), workload).unwrap_or_else(|broken| panic!("{broken}"));
-        Start { image: sim.image(), members: Some(history.after(keys.len())), numbers: history.numbers(keys.len()) }
+        let (members, numbers) = (history.after(operations), history.numbers(operations));
+        Start { image: sim.image(), members, numbers, time: BEGIN }
     }
+
+    pub(super) fn clock(&self) -> ManualClock {
+        clock_at(self.time)
+    }
+}
+
+pub(super) fn clock_at(time: u64) -> ManualClock {
+    ManualClock::new(UNIX_EPOCH + Duration::from_millis(time))
 }
 
 /// What was done in a run, in order, and why.
@@ -101,9 +116,9 @@ pub(super) fn record(
 }
 
 /// A store on the file system, not loaded.
-pub(super) fn build(sim: &Sim, setting: Setting) -> Result<Store> {
+pub(super) fn build(sim: &Sim, setting: Setting, clock: &ManualClock) -> Result<Store> {
     let (fs, home) = (Arc::new(sim.clone()), Path::new(HOME));
-    let options = Store::options(HOME).durability(setting.durability());
+    let options = Store::options(HOME).durability(setting.durability()).clock(clock);
     let options = match setting.layout {
         Layout::Files => {
             let mut files = Files::on(fs, home)?;
@@ -119,11 +134,16 @@ pub(super) fn build(sim: &Sim, setting: Setting) -> Result<Store> {
     options.build()
 }
 
+/// What a store with a clock that stands still holds, with deadlines.
 pub(super) fn members(store: &Store) -> Result<Members> {
+    let now = store.core().open()?.clock.now();
     let mut members = Members::new();
     for collection in store.collections()? {
         for (member, value) in store.get_all(&collection)? {
-            members.insert(format!("{collection}/{member}"), Arc::new(value.to_vec()));
+            let key = format!("{collection}/{member}");
+            let left = store.ttl(&key)?;
+            let deadline = left.map(|left| now + left.as_millis() as u64);
+            members.insert(key, Held { value: Arc::new(value.to_vec()), deadline });
         }
     }
     Ok(members)
@@ -134,8 +154,9 @@ fn failed(invariant: &'static str) -> impl Fn(crate::Error) -> Broken {
 }
 
 /// A loaded store, and what it holds.
-pub(super) fn open(sim: &Sim, setting: Setting) -> Result<(Store, Members), Broken> {
-    let store = build(sim, setting).and_then(|store| store.load().map(|_| store)).map_err(failed("the store opens"))?;
+pub(super) fn open(sim: &Sim, setting: Setting, clock: &ManualClock) -> Result<(Store, Members), Broken> {
+    let store = build(sim, setting, clock).and_then(|store| store.load().map(|_| store));
+    let store = store.map_err(failed("the store opens"))?;
     if let Some(quarantined) = store.load_report().quarantined.first() {
         return Err(Broken::new("a crash is no damage", format!("quarantined: {quarantined:?}")));
     }
@@ -149,29 +170,35 @@ pub(super) fn open(sim: &Sim, setting: Setting) -> Result<(Store, Members), Brok
 ///
 /// The store does not open, something fails, or it does not hold in RAM what was put into it.
 pub(super) fn live(sim: &Sim, setting: Setting, start: &Start, workload: Workload) -> Result<History, Broken> {
-    let (mut store, found) = open(sim, setting)?;
-    if start.members.as_ref().is_some_and(|members| *members != found) {
-        return Err(Broken::new("what was closed is there", format!("there is {}", tell::members(&found))));
+    let clock = start.clock();
+    if let Some(Act::Pass(_)) = workload.first() {
+        // What has expired already is removed from the load on.
+        sim.mark(Mark::Began(0));
     }
-    let history = History::new(found, start.numbers, workload);
+    let (mut store, found) = open(sim, setting, &clock)?;
+    let history = History::new(start.members.clone(), start.numbers, start.time, workload);
+    same("what was closed is there, but for what has expired", &found, &history.before())?;
     let went_wrong = failed("nothing fails on a healthy disk");
     for (number, act) in history.workload.iter().enumerate() {
         let logged = sim.logged();
         sim.mark(Mark::Began(number));
-        if let Act::CloseAndLoad = act {
+        if let Act::CloseAndLoad(time) = act {
             store.close().map_err(&went_wrong)?;
-            sim.mark(Mark::Promised(number + 1));
+            sim.mark(Mark::Promised(number));
+            clock.advance(Duration::from_millis(*time));
             let found;
-            (store, found) = open(sim, setting)?;
-            same("what was closed is there", &found, &history.after(number))?;
+            (store, found) = open(sim, setting, &clock)?;
+            same("what was closed is there, but for what has expired", &found, &history.after(number + 1))?;
+            swept(&store).map_err(&went_wrong)?;
         } else {
-            act_on(&store, number, act).map_err(&went_wrong)?;
-            if setting.immediate && matches!(act, Act::Transaction(_)) {
-                store.flush().map_err(&went_wrong)?;
-            }
-            if setting.immediate || *act == Act::Flush {
-                sim.mark(Mark::Promised(number + 1));
-            }
+            act_on(&store, &clock, number, act).map_err(&went_wrong)?;
+        }
+        // Nobody waits until the removal of what has expired is durable.
+        if setting.immediate && matches!(act, Act::Transaction(_) | Act::Pass(_) | Act::CloseAndLoad(_)) {
+            store.flush().map_err(&went_wrong)?;
+        }
+        if setting.immediate || *act == Act::Flush {
+            sim.mark(Mark::Promised(number + 1));
         }
         if setting.settle {
             settle(sim, logged + 1);
@@ -195,7 +222,7 @@ pub(super) fn same(invariant: &'static str, found: &Members, expected: &Members)
 }
 
 /// Does an operation that does not end the store.
-pub(super) fn act_on(store: &Store, number: usize, act: &Act) -> Result<()> {
+pub(super) fn act_on(store: &Store, clock: &ManualClock, number: usize, act: &Act) -> Result<()> {
     match act {
         Act::Flush => return store.flush(),
         Act::Transaction(_) => return transact(store, &effects(number, act)),
@@ -203,7 +230,15 @@ pub(super) fn act_on(store: &Store, number: usize, act: &Act) -> Result<()> {
     }
     for effect in effects(number, act) {
         match effect {
-            Effect::Put(key, value) => _ = store.put(key, &**value)?,
+            Effect::Put(key, value, None) => _ = store.put(key, &**value)?,
+            Effect::Put(key, value, Some(ttl)) => _ = store.put_with_ttl(key, &**value, Duration::from_millis(ttl))?,
+            Effect::Expire(key, Some(ttl)) => _ = store.expire(key, Duration::from_millis(ttl))?,
+            Effect::Expire(key, None) => _ = store.persist(key)?,
+            Effect::Pass(time) => {
+                clock.advance(Duration::from_millis(time));
+                swept(store)?;
+            }
+            Effect::Slip(time) => clock.advance(Duration::from_millis(time)),
             Effect::Delete(key) => _ = store.delete(key)?,
             Effect::Clear(collection) => _ = store.delete_all(collection)?,
         }
@@ -215,11 +250,36 @@ pub(super) fn act_on(store: &Store, number: usize, act: &Act) -> Result<()> {
 fn transact(store: &Store, parts: &[Effect<'_>]) -> Result<()> {
     store.transaction(|tx| {
         parts.iter().try_for_each(|part| match part {
-            Effect::Put(key, value) => tx.put(key, &value[..]),
+            Effect::Put(key, value, None) => tx.put(key, &value[..]),
+            Effect::Put(key, value, Some(ttl)) => tx.put_with_ttl(key, &value[..], Duration::from_millis(*ttl)),
             Effect::Delete(key) => tx.delete(key),
-            Effect::Clear(_) => unreachable!("no transaction clears"),
+            Effect::Expire(..) | Effect::Pass(_) | Effect::Slip(_) | Effect::Clear(_) => {
+                unreachable!("no transaction does it")
+            }
         })
     })
+}
+
+/// Waits until everything that has expired is removed, and not only hidden.
+pub(super) fn swept(store: &Store) -> Result<()> {
+    const LONG: Duration = Duration::from_secs(30);
+    let engine = store.core().open()?;
+    let started = Instant::now();
+    let is_left = || {
+        let mut left = false;
+        let now = engine.clock.now();
+        for shelves in engine.registry.all() {
+            AnyShelf::each_deadline(&shelves.raw, &mut |_, deadline| left |= deadline <= now);
+        }
+        left
+    };
+    while is_left() {
+        if started.elapsed() > LONG {
+            return Err(Error::Degraded { reason: "what has expired is not removed".into(), source: None });
+        }
+        std::thread::yield_now();
+    }
+    Ok(())
 }
 
 /// Waits until something was done after `logged` and then nothing for a while, or until it is clear that there is
@@ -244,17 +304,18 @@ fn settle(sim: &Sim, logged: usize) {
 /// What a load finds, taken in by the rules of versions and nothing else: no map, and no threads.
 #[derive(Default)]
 struct Found {
-    /// By key: the version, and the value or `None` for a delete.
-    members: Mutex<BTreeMap<String, (u64, Option<Bytes>)>>,
+    /// By key: the version, and what is held, expired or not, or `None` for a delete.
+    members: Mutex<BTreeMap<String, (u64, Option<Held>)>>,
     quarantined: Mutex<Vec<Quarantined>>,
 }
 
 impl Found {
-    fn take(&self, collection: &str, member: &str, version: u64, value: Option<&[u8]>) {
+    fn take(&self, collection: &str, member: &str, version: u64, put: Option<(&[u8], Option<u64>)>) {
         let mut members = self.members.lock();
         let found = members.entry(format!("{collection}/{member}")).or_default();
         if found.0 < version {
-            *found = (version, value.map(|value| Arc::new(value.to_vec())));
+            let held = |(value, deadline): (&[u8], _)| Held { value: Arc::new(value.to_vec()), deadline };
+            *found = (version, put.map(held));
         }
     }
 }
@@ -265,11 +326,11 @@ impl Inflow for &Found {
         collection: &str,
         member: &str,
         version: u64,
-        _deadline: Option<u64>,
+        deadline: Option<u64>,
         _codec: &str,
         value: &[u8],
     ) -> Result<()> {
-        self.take(collection, member, version, Some(value));
+        self.take(collection, member, version, Some((value, deadline)));
         Ok(())
     }
 }
@@ -282,8 +343,8 @@ impl Sink for Found {
     fn recover(&self, changes: &[Change<'_>], _at_rest: bool) -> Result<()> {
         for change in changes {
             match *change {
-                Change::Put { collection, member, version, value, .. } => {
-                    self.take(collection, member, version, Some(value));
+                Change::Put { collection, member, version, deadline, value, .. } => {
+                    self.take(collection, member, version, Some((value, deadline)));
                 }
                 Change::Delete { collection, member, version } => self.take(collection, member, version, None),
                 Change::Clear { collection, version } => {
@@ -291,7 +352,13 @@ impl Sink for Found {
                     let cleared = members.iter_mut().filter(|(key, found)| is_in(key, collection) && found.0 < version);
                     cleared.for_each(|(_, found)| *found = (version, None));
                 }
-                Change::Deadline { .. } => {}
+                Change::Deadline { collection, member, version, deadline } => {
+                    if let Some((found, Some(held))) = self.members.lock().get_mut(&format!("{collection}/{member}"))
+                        && *found < version
+                    {
+                        (*found, held.deadline) = (version, deadline);
+                    }
+                }
             }
         }
         Ok(())
@@ -341,5 +408,5 @@ pub(super) fn look_at(sim: &Sim, home: &str, layout: Layout) -> Result<Members, 
         return Err(Broken::new("a crash is no damage", format!("quarantined: {quarantined:?}")));
     }
     let members = std::mem::take(&mut *found.members.lock()).into_iter();
-    Ok(members.filter_map(|(key, (_, value))| Some((key, value?))).collect())
+    Ok(members.filter_map(|(key, (_, held))| Some((key, held?))).collect())
 }

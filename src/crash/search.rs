@@ -6,9 +6,9 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use super::run::{HOME, Recording, Setting, Start, live, look, open, same};
+use super::run::{HOME, Recording, Setting, Start, clock_at, live, look, open, same};
 use super::states::{Disk, Fate, Fates, MODELS, Model, Rng};
-use super::workload::{Act, Broken, Expected, Members, Workload};
+use super::workload::{A_WHILE, Act, BEGIN, Broken, Expected, LATE, Members, SOON, Workload};
 use crate::backend::Layout;
 use crate::fs::sim::{Hash128, Image, Mark, Op, Sim};
 use crate::sync::Mutex;
@@ -270,9 +270,9 @@ impl Search {
     /// The same for equal members, so that they are kept once.
     fn once(&self, found: Members) -> Arc<Members> {
         let mut hash = Hash128::default();
-        for (key, value) in &found {
+        for (key, held) in &found {
             hash.add(key.as_bytes());
-            hash.add(value);
+            held.add_to(&mut hash);
         }
         self.members.lock().entry(hash.0).or_insert_with(|| Arc::new(found)).clone()
     }
@@ -304,16 +304,22 @@ impl Search {
     }
 }
 
-/// What is done on every image before the store is closed: put something new, and perhaps delete something. A load of
-/// few collections is cheap, so the new one is mostly in one that may be there.
+/// When the store on an image is opened: mostly when nothing has expired, or when much has.
+fn time_of(hash: u128) -> u64 {
+    BEGIN + [0, 0, 0, 0, SOON, A_WHILE, LATE, 10 * LATE][(hash >> 26) as usize % 8]
+}
+
+/// What is done on every image before the store is closed: let what has expired go, put something new, and perhaps
+/// delete something. A load of few collections is cheap, so the new one is mostly in one that may be there.
 pub(super) fn afterwards(hash: u128) -> Workload {
     let new = Act::Put(NEW[usize::from((hash >> 8).is_multiple_of(8))].into(), 16);
     let collection = ["a", "b", "many"][(hash >> 12) as usize % 3];
+    let pass = Act::Pass([0, 0, 0, A_WHILE][(hash >> 29) as usize % 4]);
     match (hash >> 16) % 4 {
-        0 => vec![new, Act::Flush],
-        1 => vec![new, Act::Delete(format!("{collection}/1")), Act::Flush],
-        2 => vec![new, Act::Put(format!("{collection}/1"), 16), Act::Flush],
-        _ => vec![Act::DeleteAll(collection.into()), new, Act::Flush],
+        0 => vec![pass, new, Act::Flush],
+        1 => vec![pass, new, Act::Delete(format!("{collection}/1")), Act::Flush],
+        2 => vec![pass, new, Act::Put(format!("{collection}/1"), 16), Act::Flush],
+        _ => vec![pass, Act::DeleteAll(collection.into()), new, Act::Flush],
     }
 }
 
@@ -324,13 +330,16 @@ pub(super) fn go_on(sim: &Sim, image: &Image, hash: u128, setting: Setting) -> R
     // What is packed is compacted in some.
     let settle = setting.layout == Layout::Packed && hash >> 23 & 7 == 0;
     let setting = Setting { immediate: hash >> 20 & 7 == 0, settle, ..setting };
-    let start = Start { image: image.clone(), members: None, numbers: 0 };
+    // What has expired, a look finds all the same.
+    let members = look(&Sim::new(image, HOME, setting.sync_fs), setting.layout)?;
+    let start = Start { image: image.clone(), members, numbers: 0, time: time_of(hash) };
     let history = live(sim, setting, &start, afterwards(hash))?;
     let log = sim.take_log();
     let closed = history.after(history.workload.len());
     let after = numbers(&sim.image());
     if hash.is_multiple_of(REOPENED) {
-        let (_again, members) = open(sim, setting)?;
+        // By a clock that was set back.
+        let (_again, members) = open(sim, setting, &clock_at(BEGIN))?;
         same("what was closed is there", &members, &closed)?;
     }
     let is_new = |act: &Act| matches!(act, Act::Put(key, _) if NEW.contains(&&**key));

@@ -12,7 +12,7 @@ use crate::fs::sim::{Image, Inode, Mark, Op, ROOT, Shown};
 
 /// Members and their values.
 pub(super) fn members(members: &Members) -> String {
-    let shown: Vec<String> = members.iter().map(|(key, value)| format!("{key}: {}", Shown(value))).collect();
+    let shown: Vec<String> = members.iter().map(|(key, held)| format!("{key}: {held}")).collect();
     format!("{{{}}}", shown.join(", "))
 }
 

@@ -12,36 +12,106 @@ use crate::fs::sim::{Bytes, Hash128, Shown};
 /// transaction. More than "whole or not there": it is about order between members.
 const NOTHING_OVERTAKES_A_TRANSACTION: bool = false;
 
-/// What a store holds, by key.
-pub(super) type Members = BTreeMap<String, Bytes>;
+/// The time at which every run begins that does not say otherwise, in milliseconds since 1970.
+pub(super) const BEGIN: u64 = 1_000_000;
 
-/// A part of a transaction: a put of a value of this length, or a delete.
-pub(super) type Part = (String, Option<usize>);
+/// So long to live, or a little longer: each operation gives deadlines of its own.
+pub(super) const SOON: u64 = 10;
+
+/// The same, for what outlives most.
+pub(super) const LATE: u64 = 1000;
+
+/// What had been given [`SOON`] is gone when so long has passed.
+pub(super) const A_WHILE: u64 = 100;
+
+/// What is stored of a member.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Held {
+    pub(super) value: Bytes,
+    pub(super) deadline: Option<u64>,
+}
+
+impl Held {
+    pub(super) fn add_to(&self, hash: &mut Hash128) {
+        hash.add(&self.value);
+        hash.add_number(self.deadline.unwrap_or(0));
+    }
+}
+
+impl fmt::Display for Held {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", Shown(&self.value))?;
+        self.deadline.map_or(Ok(()), |at| write!(f, " until {at}"))
+    }
+}
+
+/// What a store holds, by key.
+pub(super) type Members = BTreeMap<String, Held>;
+
+/// What of it can be seen at a time.
+pub(super) fn visible(members: &Members, time: u64) -> Members {
+    let is_visible = |held: &Held| held.deadline.is_none_or(|at| at > time);
+    members.iter().filter(|(_, held)| is_visible(held)).map(|(key, held)| (key.clone(), held.clone())).collect()
+}
+
+/// What a transaction puts: a value of this length, with so long to live.
+pub(super) type Put = (usize, Option<u64>);
+
+/// A part of a transaction: a put, or a delete.
+pub(super) type Part = (String, Option<Put>);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Act {
     /// A value of this length, or a little longer.
     Put(String, usize),
+    /// The same, with so long to live.
+    PutFor(String, usize, u64),
+    /// The member gets so long to live, or no deadline.
+    Expire(String, Option<u64>),
+    /// So much time, and what has expired by then is removed.
+    Pass(u64),
+    /// The same, but nobody waits for what has expired to be removed.
+    Slip(u64),
     Delete(String),
     DeleteAll(String),
     Flush,
-    CloseAndLoad,
+    /// So much time passes in between.
+    CloseAndLoad(u64),
     /// Sorted by key.
     Transaction(Vec<Part>),
+}
+
+impl Act {
+    /// Whether it gives or takes a deadline, or lets time pass.
+    fn is_of_time(&self) -> bool {
+        match self {
+            Act::PutFor(..) | Act::Expire(..) | Act::Pass(_) | Act::Slip(_) => true,
+            Act::CloseAndLoad(time) => *time > 0,
+            Act::Transaction(parts) => parts.iter().any(|(_, put)| put.is_some_and(|(_, ttl)| ttl.is_some())),
+            Act::Put(..) | Act::Delete(_) | Act::DeleteAll(_) | Act::Flush => false,
+        }
+    }
 }
 
 impl fmt::Display for Act {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Act::Put(key, length) => write!(f, "put {key} ({length} bytes)"),
+            Act::PutFor(key, length, ttl) => write!(f, "put {key} ({length} bytes) for {ttl} ms"),
+            Act::Expire(key, Some(ttl)) => write!(f, "expire {key} in {ttl} ms"),
+            Act::Expire(key, None) => write!(f, "persist {key}"),
+            Act::Pass(time) => write!(f, "{time} ms pass"),
+            Act::Slip(time) => write!(f, "{time} ms pass unawaited"),
             Act::Delete(key) => write!(f, "delete {key}"),
             Act::DeleteAll(collection) => write!(f, "delete_all {collection}"),
             Act::Flush => f.write_str("flush"),
-            Act::CloseAndLoad => f.write_str("close and load"),
+            Act::CloseAndLoad(0) => f.write_str("close and load"),
+            Act::CloseAndLoad(time) => write!(f, "close and load {time} ms later"),
             Act::Transaction(parts) => {
                 f.write_str("transaction:")?;
                 parts.iter().try_for_each(|(key, put)| match put {
-                    Some(length) => write!(f, " put {key} ({length} bytes),"),
+                    Some((length, None)) => write!(f, " put {key} ({length} bytes),"),
+                    Some((length, Some(ttl))) => write!(f, " put {key} ({length} bytes) for {ttl} ms,"),
                     None => write!(f, " delete {key},"),
                 })
             }
@@ -63,23 +133,32 @@ pub(super) fn value(number: usize, key: &str, length: usize) -> Bytes {
 
 /// A change that an operation makes.
 pub(super) enum Effect<'a> {
-    Put(&'a str, Bytes),
+    /// With so long to live.
+    Put(&'a str, Bytes, Option<u64>),
+    Expire(&'a str, Option<u64>),
+    Pass(u64),
+    Slip(u64),
     Delete(&'a str),
     Clear(&'a str),
 }
 
 /// What the operation of this number does.
-pub(super) fn effects(number: usize, act: &Act) -> Vec<Effect<'_>> {
+pub(super) fn effects<'a>(number: usize, act: &'a Act) -> Vec<Effect<'a>> {
+    // No two operations give the same deadline unless time passes between them.
+    let ttl = |ttl: u64| ttl + number as u64;
     match act {
-        Act::Put(key, length) => vec![Effect::Put(key, value(number, key, *length))],
+        Act::Put(key, length) => vec![Effect::Put(key, value(number, key, *length), None)],
+        Act::PutFor(key, length, time) => vec![Effect::Put(key, value(number, key, *length), Some(ttl(*time)))],
+        Act::Expire(key, time) => vec![Effect::Expire(key, time.map(ttl))],
+        Act::Pass(time) | Act::CloseAndLoad(time) => vec![Effect::Pass(*time)],
+        Act::Slip(time) => vec![Effect::Slip(*time)],
         Act::Delete(key) => vec![Effect::Delete(key)],
         Act::DeleteAll(collection) => vec![Effect::Clear(collection)],
-        Act::Flush | Act::CloseAndLoad => Vec::new(),
+        Act::Flush => Vec::new(),
         Act::Transaction(parts) => {
-            let of_part = |(key, put): &'_ (String, Option<usize>)| put.map(|length| value(number, key, length));
-            let effect = |part| -> Effect<'_> {
-                let (key, _): &Part = part;
-                of_part(part).map_or(Effect::Delete(key), |value| Effect::Put(key, value))
+            let effect = |(key, put): &'a Part| match put {
+                Some((length, time)) => Effect::Put(key, value(number, key, *length), time.map(ttl)),
+                None => Effect::Delete(key),
             };
             parts.iter().map(effect).collect()
         }
@@ -109,16 +188,31 @@ impl fmt::Display for Broken {
     }
 }
 
-/// A write to one member: how many operations had begun with it, and the value or `None` for a delete. What was there
-/// at the beginning has 0.
-type Write = (usize, Option<Bytes>);
+/// A write to one member.
+#[derive(Debug)]
+struct Write {
+    /// How many operations had begun with it. What was there at the beginning has 0.
+    begun: usize,
+    /// `None` for a delete.
+    left: Option<Held>,
+    /// It is done when its operation is. Otherwise it may come later, or never.
+    awaited: bool,
+}
+
+impl Write {
+    fn new(begun: usize, left: Option<Held>) -> Write {
+        Write { begun, left, awaited: true }
+    }
+}
 
 /// Everything that is written to a store from a known beginning.
 #[derive(Debug)]
 pub(super) struct History {
-    /// What was durable at the beginning.
+    /// What was durable at the beginning, expired or not.
     pub(super) base: Members,
     pub(super) workload: Workload,
+    /// By operation, the time at which it begins.
+    times: Vec<u64>,
     /// What each member was given, in order.
     writes: BTreeMap<String, Vec<Write>>,
     /// By operation, how many numbers all writes before it have used up, at least.
@@ -127,37 +221,70 @@ pub(super) struct History {
 
 impl History {
     /// `numbers` had been used up by the beginning, at least.
-    pub(super) fn new(base: Members, numbers: u64, workload: Workload) -> History {
+    pub(super) fn new(base: Members, numbers: u64, time: u64, workload: Workload) -> History {
         let mut writes: BTreeMap<String, Vec<Write>> = BTreeMap::new();
-        for (key, value) in &base {
-            writes.insert(key.clone(), vec![(0, Some(value.clone()))]);
+        for (key, held) in &base {
+            writes.insert(key.clone(), vec![Write::new(0, Some(held.clone()))]);
         }
         for (number, act) in workload.iter().enumerate() {
             for effect in effects(number, act) {
-                if let Effect::Put(key, _) | Effect::Delete(key) = effect {
-                    writes.entry(key.to_owned()).or_insert_with(|| vec![(0, None)]);
+                if let Effect::Put(key, ..) | Effect::Delete(key) = effect {
+                    writes.entry(key.to_owned()).or_insert_with(|| vec![Write::new(0, None)]);
                 }
             }
         }
-        let mut used = vec![numbers];
+        let (mut used, mut times) = (vec![numbers], vec![time]);
         let mut model = base.clone();
+        // What has expired, and may not be removed yet.
+        let mut overdue: BTreeSet<String> = BTreeSet::new();
         for (number, act) in workload.iter().enumerate() {
-            let mut numbers = used[number];
+            let (mut numbers, mut time) = (used[number], times[number]);
             for effect in effects(number, act) {
                 let before = model.len();
                 match effect {
-                    Effect::Put(key, value) => {
-                        writes.entry(key.to_owned()).or_default().push((number + 1, Some(value.clone())));
-                        model.insert(key.to_owned(), value);
+                    Effect::Put(key, value, ttl) => {
+                        let held = Held { value, deadline: ttl.map(|ttl| time + ttl) };
+                        writes.entry(key.to_owned()).or_default().push(Write::new(number + 1, Some(held.clone())));
+                        overdue.remove(key);
+                        model.insert(key.to_owned(), held);
                         numbers += 1;
                     }
+                    Effect::Expire(key, ttl) => {
+                        let deadline = ttl.map(|ttl| time + ttl);
+                        let changes = |held: &&mut Held| ttl.is_some() || held.deadline.is_some();
+                        if let Some(held) = model.get_mut(key).filter(changes) {
+                            held.deadline = deadline;
+                            writes.entry(key.to_owned()).or_default().push(Write::new(number + 1, Some(held.clone())));
+                            numbers += 1;
+                        }
+                    }
+                    Effect::Pass(by) | Effect::Slip(by) => {
+                        time += by;
+                        let left = visible(&model, time);
+                        overdue.extend(model.keys().filter(|key| !left.contains_key(*key)).cloned());
+                        let awaited = matches!(effect, Effect::Pass(_));
+                        for key in &overdue {
+                            let write = Write { awaited, ..Write::new(number + 1, None) };
+                            writes.entry(key.clone()).or_default().push(write);
+                        }
+                        model = left;
+                        if awaited {
+                            numbers += u64::from(!overdue.is_empty());
+                            overdue.clear();
+                        }
+                        continue;
+                    }
+                    // It is not there any more for a delete, which leaves it to whoever removes it.
+                    Effect::Delete(key) if overdue.contains(key) && !matches!(act, Act::Transaction(_)) => {}
                     Effect::Delete(key) => {
-                        writes.entry(key.to_owned()).or_default().push((number + 1, None));
+                        writes.entry(key.to_owned()).or_default().push(Write::new(number + 1, None));
+                        overdue.remove(key);
                         model.remove(key);
                     }
                     Effect::Clear(collection) => {
                         let cleared = writes.iter_mut().filter(|(key, _)| is_in(key, collection));
-                        cleared.for_each(|(_, writes)| writes.push((number + 1, None)));
+                        cleared.for_each(|(_, writes)| writes.push(Write::new(number + 1, None)));
+                        overdue.retain(|key| !is_in(key, collection));
                         model.retain(|key, _| !is_in(key, collection));
                     }
                 }
@@ -167,16 +294,21 @@ impl History {
                 numbers = numbers.min(used[number] + 1);
             }
             used.push(numbers);
+            times.push(time);
         }
-        History { base, workload, writes, numbers: used }
+        History { base, workload, times, writes, numbers: used }
+    }
+
+    /// What could be seen at the beginning.
+    pub(super) fn before(&self) -> Members {
+        visible(&self.base, self.times[0])
     }
 
     /// What the store holds after this many operations.
     pub(super) fn after(&self, operations: usize) -> Members {
         let last = |(key, writes): (&String, &Vec<Write>)| {
-            let value =
-                writes.iter().rev().find(|(begun, _)| *begun <= operations).and_then(|(_, value)| value.clone());
-            value.map(|value| (key.clone(), value))
+            let held = writes.iter().rev().find(|write| write.begun <= operations).and_then(|write| write.left.clone());
+            held.map(|held| (key.clone(), held))
         };
         self.writes.iter().filter_map(last).collect()
     }
@@ -198,9 +330,9 @@ pub(super) struct Expected<'a> {
 impl<'a> Expected<'a> {
     /// The writes of a member that may be its last one.
     fn possible(&self, writes: &'a [Write]) -> &'a [Write] {
-        let begun = writes.iter().take_while(|(begun, _)| *begun <= self.begun).count();
-        let promised = writes.iter().take_while(|(begun, _)| *begun <= self.promised).count();
-        &writes[promised.saturating_sub(1)..begun]
+        let begun = writes.iter().take_while(|write| write.begun <= self.begun).count();
+        let promised = writes.iter().rposition(|write| write.awaited && write.begun <= self.promised);
+        &writes[promised.unwrap_or(0)..begun]
     }
 
     /// The same for the same values.
@@ -208,10 +340,10 @@ impl<'a> Expected<'a> {
         let mut hash = Hash128::default();
         for (key, writes) in &self.history.writes {
             hash.add(key.as_bytes());
-            for (_, value) in self.possible(writes) {
-                match value {
+            for write in self.possible(writes) {
+                match &write.left {
                     None => hash.add_number(u64::MAX),
-                    Some(value) => hash.add(value),
+                    Some(held) => held.add_to(&mut hash),
                 }
             }
         }
@@ -222,15 +354,15 @@ impl<'a> Expected<'a> {
     ///
     /// The invariant that is broken if a crash leaves this.
     pub(super) fn check(&self, found: &Members) -> Result<(), Broken> {
-        for (key, value) in found {
+        for (key, held) in found {
             if !self.history.writes.contains_key(key) {
-                return Err(Broken::new("nothing comes from nowhere", format!("{key} holds {}", Shown(value))));
+                return Err(Broken::new("nothing comes from nowhere", format!("{key} holds {held}")));
             }
         }
         for (key, writes) in &self.history.writes {
-            let value = found.get(key);
-            if !self.possible(writes).iter().any(|(_, possible)| possible.as_ref() == value) {
-                return Err(self.what_broke(key, writes, value));
+            let held = found.get(key);
+            if !self.possible(writes).iter().any(|possible| possible.left.as_ref() == held) {
+                return Err(self.what_broke(key, writes, held));
             }
         }
         let begun = self.history.workload.iter().enumerate().take(self.begun);
@@ -240,19 +372,23 @@ impl<'a> Expected<'a> {
         })
     }
 
-    fn what_broke(&self, key: &str, writes: &[Write], value: Option<&Bytes>) -> Broken {
-        let shown = |value: Option<&Bytes>| value.map_or("nothing".into(), |value| Shown(value).to_string());
-        let possible: Vec<String> = self.possible(writes).iter().map(|(_, value)| shown(value.as_ref())).collect();
+    fn what_broke(&self, key: &str, writes: &[Write], held: Option<&Held>) -> Broken {
+        let shown = |held: Option<&Held>| held.map_or("nothing".into(), Held::to_string);
+        let possible: Vec<String> = self.possible(writes).iter().map(|write| shown(write.left.as_ref())).collect();
+        let value_of = |held: Option<&Held>| held.map(|held| held.value.clone());
+        let is_value = |write: &Write| value_of(write.left.as_ref()) == value_of(held);
         let invariant = if writes.len() == 1 {
             "what is not written to is not touched"
-        } else if !writes.iter().any(|(_, written)| written.as_ref() == value) {
+        } else if !writes.iter().any(is_value) {
             "a member holds a value that was written to it, whole"
+        } else if !writes.iter().any(|write| write.left.as_ref() == held) {
+            "a value and its deadline are of one write"
         } else if possible == ["nothing"] {
             "what was deleted does not come back"
         } else {
             "nothing that was promised is lost"
         };
-        Broken::new(invariant, format!("{key} holds {}; it may hold {}", shown(value), possible.join(", or ")))
+        Broken::new(invariant, format!("{key} holds {}; it may hold {}", shown(held), possible.join(", or ")))
     }
 
     /// A member that shows the transaction's write, and one that shows what was before it, do not go together.
@@ -260,9 +396,9 @@ impl<'a> Expected<'a> {
         let (mut shows, mut lacks) = (None, None);
         for (key, _) in parts {
             let writes = self.possible(&self.history.writes[key]);
-            let can_be = |write: &&Write| write.1.as_ref() == found.get(key);
-            let first = writes.iter().find(can_be).map_or(0, |(begun, _)| *begun);
-            let last = writes.iter().rev().find(can_be).map_or(0, |(begun, _)| *begun);
+            let can_be = |write: &&Write| write.left.as_ref() == found.get(key);
+            let first = writes.iter().find(can_be).map_or(0, |write| write.begun);
+            let last = writes.iter().rev().find(can_be).map_or(0, |write| write.begun);
             if first == number + 1 || first > number + 1 && NOTHING_OVERTAKES_A_TRANSACTION {
                 shows = Some(key);
             }
@@ -312,10 +448,14 @@ impl Symmetry {
     fn act(self, act: &Act) -> Act {
         match act {
             Act::Put(key, length) => Act::Put(self.key(key), *length),
+            Act::PutFor(key, length, ttl) => Act::PutFor(self.key(key), *length, *ttl),
+            Act::Expire(key, ttl) => Act::Expire(self.key(key), *ttl),
+            Act::Pass(time) => Act::Pass(*time),
+            Act::Slip(time) => Act::Slip(*time),
             Act::Delete(key) => Act::Delete(self.key(key)),
             Act::DeleteAll(collection) => Act::DeleteAll(self.collection(collection)),
             Act::Flush => Act::Flush,
-            Act::CloseAndLoad => Act::CloseAndLoad,
+            Act::CloseAndLoad(time) => Act::CloseAndLoad(*time),
             Act::Transaction(parts) => {
                 let mut parts: Vec<Part> = parts.iter().map(|(key, put)| (self.key(key), *put)).collect();
                 parts.sort();
@@ -325,22 +465,62 @@ impl Symmetry {
     }
 }
 
-/// Every sequence of one to `longest` operations on two members in each of two collections, but of those that differ in
-/// names only the first.
-pub(super) fn short(longest: usize) -> Vec<Workload> {
-    let first = [
+/// What is done to members whether they expire or not, on the first one.
+fn timeless() -> Vec<Act> {
+    vec![
         Act::Put("a/1".into(), SHORT),
         Act::Delete("a/1".into()),
         Act::DeleteAll("a".into()),
         Act::Flush,
-        Act::CloseAndLoad,
+        Act::CloseAndLoad(0),
+        Act::Transaction(vec![("a/1".into(), Some((SHORT, None))), ("b/1".into(), Some((SHORT, None)))]),
+        Act::Transaction(vec![("a/1".into(), Some((SHORT, None))), ("a/2".into(), None)]),
+    ]
+}
+
+/// Every sequence of one to `longest` operations on two members in each of two collections, but of those that differ in
+/// names only the first. Nothing in it expires.
+pub(super) fn short(longest: usize) -> Vec<Workload> {
+    sequences(&timeless(), longest)
+}
+
+/// The same with deadlines, as far as there are any: up to `longest` operations on one member, and up to two on
+/// several.
+pub(super) fn expiring(longest: usize) -> Vec<Workload> {
+    let put = Act::PutFor("a/1".into(), SHORT, SOON);
+    let transaction =
+        Act::Transaction(vec![("a/1".into(), Some((SHORT, Some(SOON)))), ("b/1".into(), Some((SHORT, None)))]);
+    let on_several = [timeless(), vec![put.clone(), Act::Pass(A_WHILE), transaction]].concat();
+    let on_one = [
+        Act::Put("a/1".into(), SHORT),
+        put,
+        Act::Expire("a/1".into(), Some(LATE)),
+        Act::Expire("a/1".into(), None),
+        Act::Pass(A_WHILE),
+        Act::Slip(A_WHILE),
+        Act::Delete("a/1".into()),
+        Act::Flush,
+        Act::CloseAndLoad(0),
+        Act::CloseAndLoad(A_WHILE),
     ];
-    let transactions = [
-        Act::Transaction(vec![("a/1".into(), Some(SHORT)), ("b/1".into(), Some(SHORT))]),
-        Act::Transaction(vec![("a/1".into(), Some(SHORT)), ("a/2".into(), None)]),
-    ];
+    let mut found = sequences(&on_several, longest.min(2));
+    let mut ones = vec![Workload::new()];
+    for _ in 0..longest {
+        let longer =
+            |one: &Workload| on_one.iter().map(|next| [&one[..], std::slice::from_ref(next)].concat()).collect();
+        ones = ones.iter().flat_map::<Vec<_>, _>(longer).collect();
+        let new: Vec<Workload> = ones.iter().filter(|one| !found.contains(one)).cloned().collect();
+        found.extend(new);
+    }
+    found.retain(|workload| workload.iter().any(Act::is_of_time));
+    found
+}
+
+/// Every sequence of one to `longest` of these operations under all names, but of those that differ in names only the
+/// first.
+fn sequences(acts: &[Act], longest: usize) -> Vec<Workload> {
     let mut alphabet: Vec<Act> = Vec::new();
-    for act in first.iter().chain(&transactions) {
+    for act in acts {
         for symmetry in Symmetry::all() {
             let act = symmetry.act(act);
             if !alphabet.contains(&act) {
@@ -401,19 +581,32 @@ pub(super) fn long(seed: u64) -> Workload {
             format!("{collection}/{}", *rng.pick(&["1", "2", "3", "Not Portable"]))
         };
         let size = |rng: &mut Rng| *rng.pick(&[0, 16, 16, 16, 300, 700, 3000]);
-        match rng.below(24) {
+        let time = |rng: &mut Rng| *rng.pick(&[SOON, SOON, A_WHILE, LATE]);
+        match rng.below(32) {
             0..=8 => workload.push(Act::Put(key(&mut rng), size(&mut rng))),
             9..=11 => workload.push(Act::Delete(key(&mut rng))),
             12 => workload.push(Act::DeleteAll((*rng.pick(&["a", "b", "c", "Ä", "many"])).into())),
             13..=15 => workload.push(Act::Flush),
-            16 => workload.push(Act::CloseAndLoad),
+            16 => workload.push(Act::CloseAndLoad(*rng.pick(&[0, 0, SOON, A_WHILE]))),
             17..=19 => {
                 let some = many();
                 workload.extend_from_slice(&rng.pick(&some)[..MANY]);
             }
+            20..=21 => workload.push(Act::PutFor(key(&mut rng), size(&mut rng), time(&mut rng))),
+            22 => {
+                // Members that expire together, and outnumber what is synced one by one.
+                let ttl = time(&mut rng);
+                workload.extend((0..MANY).map(|number| Act::PutFor(format!("many/{number}"), 16, ttl)));
+            }
+            23..=24 => workload.push(Act::Expire(key(&mut rng), (rng.below(3) > 0).then(|| time(&mut rng)))),
+            25..=26 => {
+                let passed = *rng.pick(&[1, SOON, SOON, A_WHILE, LATE]);
+                workload.push(if rng.below(3) == 0 { Act::Pass(passed) } else { Act::Slip(passed) });
+            }
             _ => {
                 let keys: BTreeSet<String> = (0..2 + rng.below(3)).map(|_| key(&mut rng)).collect();
-                let part = |key| (key, (rng.below(4) > 0).then(|| size(&mut rng)));
+                let ttl = |rng: &mut Rng| (rng.below(3) == 0).then(|| time(rng));
+                let part = |key| (key, (rng.below(4) > 0).then(|| (size(&mut rng), ttl(&mut rng))));
                 workload.push(Act::Transaction(keys.into_iter().map(part).collect()));
             }
         }
@@ -426,8 +619,12 @@ mod tests {
     use super::*;
 
     fn history(workload: &[Act]) -> History {
-        let base = [("a/1", "old"), ("c/1", "kept")].map(|(key, value)| (key.into(), Arc::new(value.into())));
-        History::new(base.into(), 0, workload.to_vec())
+        let base = [("a/1", "old"), ("c/1", "kept")].map(|(key, value)| (key.into(), held(value, None)));
+        History::new(base.into(), 0, BEGIN, workload.to_vec())
+    }
+
+    fn held(value: &str, deadline: Option<u64>) -> Held {
+        Held { value: Arc::new(value.as_bytes().to_vec()), deadline }
     }
 
     fn put(key: &str) -> Act {
@@ -435,8 +632,66 @@ mod tests {
     }
 
     fn broken(history: &History, begun: usize, promised: usize, found: &[(&str, &str)]) -> &'static str {
-        let found = found.iter().map(|(key, value)| ((*key).into(), Arc::new(value.as_bytes().to_vec()))).collect();
+        let found: Vec<_> = found.iter().map(|(key, value)| (*key, *value, None)).collect();
+        broken_of(history, begun, promised, &found)
+    }
+
+    fn broken_of(
+        history: &History,
+        begun: usize,
+        promised: usize,
+        found: &[(&str, &str, Option<u64>)],
+    ) -> &'static str {
+        let found = found.iter().map(|(key, value, deadline)| ((*key).into(), held(value, *deadline))).collect();
         Expected { history, begun, promised }.check(&found).map_or_else(|broken| broken.invariant, |()| "")
+    }
+
+    #[test]
+    fn a_deadline_goes_with_its_value_and_what_has_expired_is_gone() {
+        let acts = [
+            Act::PutFor("a/1".into(), 0, SOON),
+            Act::Expire("a/1".into(), Some(LATE)),
+            Act::Expire("a/1".into(), None),
+            Act::Expire("a/1".into(), Some(SOON)),
+            Act::Pass(SOON + 3),
+        ];
+        let history = history(&acts);
+        let kept = ("c/1", "kept", None);
+        let a = |deadline: Option<u64>| [("a/1", "0:a/1:", deadline.map(|after| BEGIN + after)), kept];
+        let (lost, mixed) = ("nothing that was promised is lost", "a value and its deadline are of one write");
+        assert_eq!(broken_of(&history, 1, 1, &a(Some(SOON))), "");
+        assert_eq!(broken_of(&history, 1, 1, &a(None)), lost);
+        assert_eq!(broken_of(&history, 1, 1, &a(Some(LATE))), mixed);
+        assert_eq!(broken_of(&history, 2, 1, &a(Some(LATE + 1))), "");
+        assert_eq!(broken_of(&history, 2, 2, &a(Some(SOON))), lost);
+        assert_eq!(broken_of(&history, 4, 3, &a(None)), "");
+        assert_eq!(broken_of(&history, 4, 3, &[("a/1", "old", Some(BEGIN + SOON)), kept]), mixed);
+        assert_eq!(broken_of(&history, 5, 4, &a(Some(SOON + 3))), "");
+        assert_eq!(broken_of(&history, 5, 4, &[kept]), "");
+        assert_eq!(broken_of(&history, 5, 5, &a(Some(SOON + 3))), "what was deleted does not come back");
+        assert!(history.after(4).contains_key("a/1") && !history.after(5).contains_key("a/1"));
+        assert_eq!(history.numbers(5), 5);
+    }
+
+    #[test]
+    fn what_nobody_waits_for_is_promised_to_nobody() {
+        let acts = [
+            Act::PutFor("a/1".into(), 0, SOON),
+            Act::Slip(SOON),
+            Act::Delete("a/1".into()),
+            Act::Flush,
+            Act::Pass(0),
+            Act::Flush,
+        ];
+        let history = history(&acts);
+        let kept = ("c/1", "kept", None);
+        let there = [("a/1", "0:a/1:", Some(BEGIN + SOON)), kept];
+        assert_eq!(broken_of(&history, 4, 4, &there), "");
+        assert_eq!(broken_of(&history, 4, 4, &[kept]), "");
+        assert_eq!(broken_of(&history, 4, 4, &[("a/1", "old", None), kept]), "nothing that was promised is lost");
+        assert_eq!(broken_of(&history, 6, 6, &[kept]), "");
+        assert_eq!(broken_of(&history, 6, 6, &there), "what was deleted does not come back");
+        assert_eq!((history.numbers(4), history.numbers(6)), (1, 2));
     }
 
     #[test]
@@ -464,7 +719,8 @@ mod tests {
 
     #[test]
     fn a_transaction_shows_whole_or_not_at_all_or_overwritten() {
-        let parts = vec![("a/1".into(), Some(0)), ("b/1".into(), Some(0)), ("b/2".into(), None)];
+        let part = |key: &str| (key.into(), Some((0, None)));
+        let parts = vec![part("a/1"), part("b/1"), ("b/2".into(), None)];
         let history = history(&[put("b/2"), Act::Transaction(parts), put("b/1")]);
         let (kept, half) = (("c/1", "kept"), "a transaction is there whole or not at all");
         assert_eq!(broken(&history, 2, 0, &[("a/1", "old"), ("b/2", "0:b/2:"), kept]), "");
@@ -490,6 +746,26 @@ mod tests {
         }
         assert!(!workloads.contains(&vec![put_short("a/2"), put_short("a/1")]));
         assert!(!workloads.contains(&vec![put_short("a/1"), put_short("b/2")]));
+    }
+
+    #[test]
+    fn the_short_workloads_with_deadlines_are_all_there_once() {
+        let workloads = expiring(3);
+        let put = || Act::PutFor("a/1".into(), SHORT, SOON);
+        let expire = |ttl| Act::Expire("a/1".into(), ttl);
+        let wanted = [
+            vec![put()],
+            vec![put(), Act::Pass(A_WHILE)],
+            vec![put(), put_short("b/1")],
+            vec![put(), Act::Flush, put_short("a/1")],
+            vec![expire(Some(LATE)), Act::Flush, expire(None)],
+            vec![put(), Act::CloseAndLoad(A_WHILE), put_short("a/1")],
+            vec![Act::Slip(A_WHILE), put_short("a/1")],
+        ];
+        for wanted in wanted {
+            assert_eq!(workloads.iter().filter(|workload| **workload == wanted).count(), 1, "{wanted:?}");
+        }
+        assert!(!workloads.contains(&vec![put_short("a/1"), Act::Flush]), "nothing of it is of time");
     }
 
     fn put_short(key: &str) -> Act {
