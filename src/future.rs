@@ -224,6 +224,28 @@ impl Waiter {
 
 impl Store {
     /// As [`flush`](Self::flush), for `.await`.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn block_on<R>(future: impl Future<Output = R>) -> R {
+    /// #     let (mut future, waker) = (std::pin::pin!(future), std::task::Waker::noop());
+    /// #     loop {
+    /// #         if let std::task::Poll::Ready(done) = future.as_mut().poll(&mut std::task::Context::from_waker(waker)) {
+    /// #             return done;
+    /// #         }
+    /// #     }
+    /// # }
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let path = dir.path().join("music");
+    /// # block_on(async {
+    /// let store = larder::Store::open(path)?;
+    /// store.put("artist/bjork", "Iceland")?;
+    /// store.flush_async().await?;
+    /// # Ok::<(), larder::Error>(())
+    /// # })?;
+    /// # Ok::<(), larder::Error>(())
+    /// ```
     pub fn flush_async(&self) -> Awaited<()> {
         let (doer, awaited) = awaited();
         match self.handle().engine() {
@@ -234,8 +256,8 @@ impl Store {
     }
 
     /// Runs `writes`, now and on this thread, and gives its result when everything that it has written to this store is durable,
-    /// also if that is an error, whatever the store's [`Durability`](crate::Durability): the awaitable form of any write. Its writes do not wait for
-    /// the disk even in `Immediate` mode, unless the bytes not yet durable are at their
+    /// also if that is an error, whatever the store's [`Durability`](crate::Durability): the awaitable form of any write. Its
+    /// writes do not wait for the disk even in `Immediate` mode, unless the bytes not yet durable are at their
     /// [bound](crate::Options::max_unsaved).
     ///
     /// One within another waits for its own writes; those to another store than its own wait at once.
@@ -298,12 +320,56 @@ impl Store {
     }
 
     /// As [`load`](Self::load), for `.await`.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn block_on<R>(future: impl Future<Output = R>) -> R {
+    /// #     let (mut future, waker) = (std::pin::pin!(future), std::task::Waker::noop());
+    /// #     loop {
+    /// #         if let std::task::Poll::Ready(done) = future.as_mut().poll(&mut std::task::Context::from_waker(waker)) {
+    /// #             return done;
+    /// #         }
+    /// #     }
+    /// # }
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let path = dir.path().join("music");
+    /// # block_on(async {
+    /// let store = larder::Store::new(path)?;
+    /// let report = store.load_async().await?;
+    /// assert_eq!(report.members, 0);
+    /// # Ok::<(), larder::Error>(())
+    /// # })?;
+    /// # Ok::<(), larder::Error>(())
+    /// ```
     pub fn load_async(&self) -> Awaited<LoadReport> {
         let store = self.clone();
         on_a_thread("larder-load", self, move || store.load())
     }
 
     /// As [`close`](Self::close), for `.await`.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn block_on<R>(future: impl Future<Output = R>) -> R {
+    /// #     let (mut future, waker) = (std::pin::pin!(future), std::task::Waker::noop());
+    /// #     loop {
+    /// #         if let std::task::Poll::Ready(done) = future.as_mut().poll(&mut std::task::Context::from_waker(waker)) {
+    /// #             return done;
+    /// #         }
+    /// #     }
+    /// # }
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let path = dir.path().join("music");
+    /// # block_on(async {
+    /// let store = larder::Store::open(path)?;
+    /// store.put("artist/bjork", "Iceland")?;
+    /// assert_eq!(store.close_async().await?.members, 1);
+    /// # Ok::<(), larder::Error>(())
+    /// # })?;
+    /// # Ok::<(), larder::Error>(())
+    /// ```
     pub fn close_async(&self) -> Awaited<CloseReport> {
         let store = self.clone();
         on_a_thread("larder-close", self, move || store.close())
@@ -312,6 +378,27 @@ impl Store {
 
 impl Options {
     /// As [`open`](Self::open), for `.await`.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn block_on<R>(future: impl Future<Output = R>) -> R {
+    /// #     let (mut future, waker) = (std::pin::pin!(future), std::task::Waker::noop());
+    /// #     loop {
+    /// #         if let std::task::Poll::Ready(done) = future.as_mut().poll(&mut std::task::Context::from_waker(waker)) {
+    /// #             return done;
+    /// #         }
+    /// #     }
+    /// # }
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let path = dir.path().join("music");
+    /// # block_on(async {
+    /// let store = larder::Store::options(path).open_async().await?;
+    /// assert!(store.collections()?.is_empty());
+    /// # Ok::<(), larder::Error>(())
+    /// # })?;
+    /// # Ok::<(), larder::Error>(())
+    /// ```
     pub async fn open_async(self) -> Result<Store> {
         let store = self.build()?;
         store.load_async().await?;

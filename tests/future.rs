@@ -206,3 +206,23 @@ fn a_waker_that_panics_ends_nobody_else_s_wait() {
         wait(bad).unwrap();
     }
 }
+
+#[test]
+fn what_was_written_before_an_error_or_a_close_is_durable_when_that_is_told() {
+    let disk = Arc::new(Disk::default());
+    let options = Store::options("own").durability(Durability::Immediate).backend(Shared(disk.clone()));
+    let store = options.open().unwrap();
+    let held = disk.open.lock().unwrap();
+    let mut failed = Box::pin(store.write_async(|| -> larder::Result<()> {
+        store.put("c/a", "1")?;
+        Err(Error::aborted("on purpose"))
+    }));
+    assert!(failed.as_mut().poll(&mut Context::from_waker(std::task::Waker::noop())).is_pending());
+    drop(held);
+    assert!(matches!(wait(failed), Err(Error::Aborted { .. })));
+    let closed = store.write_async(|| {
+        store.put("c/b", "2")?;
+        store.close()
+    });
+    assert_eq!(wait(closed).unwrap().members, 2);
+}
