@@ -144,19 +144,21 @@ pub struct Cursor(Place);
 pub struct Page<T> {
     /// The members, in order.
     pub members: Vec<(Member, Arc<T>)>,
-    /// Where to go on; `None` at the end.
+    /// Where to go on; `None` at the end. After a full page it may lead to an empty one.
     pub next: Option<Cursor>,
 }
 
 impl<T: Send + Sync + 'static> Collection<T> {
     /// Adds an index of the collection by what `key` says of a value. A collection that is not empty is indexed on all cores.
     ///
-    /// `key` is called with no lock held, at least once for each write of a member, by whoever writes; it must say the same of
-    /// the same value. It lasts as long as the collection does: one that holds the store keeps it open. Puts cost as much more as an insertion into a B-tree, under a lock that the whole collection shares.
+    /// `key` is called with no lock held, at least once for each value that is put, by whoever puts it; it must say the same
+    /// of the same value. It lasts as long as the collection does: one that holds the store keeps it open. Puts cost as much
+    /// more as an insertion into a B-tree, under a lock that the whole collection shares.
     ///
     /// # Errors
     ///
-    /// [`Error::IndexExists`] if the collection has an index of that name; [`Error::TooManyIndexes`] if it has 16 of them.
+    /// [`Error::IndexExists`] if the collection has an index of that name; [`Error::TooManyIndexes`] if it has 16 of them,
+    /// counting those that could not be made because of an error or a panic.
     ///
     /// # Examples
     ///
@@ -273,13 +275,13 @@ impl<T: Send + Sync + 'static, K> Index<T, K> {
     }
 
     fn find(&self, from: Bound<Place>, to: impl Fn(&[u8]) -> bool, limit: usize) -> Vec<(Place, Arc<T>)> {
-        self.find_at(self.collection.shelf().table.reached(), from, to, limit)
+        self.find_at(|| self.collection.shelf().table.reached(), from, to, limit)
     }
 
     /// As it is at a time, as far as members expire.
     pub(crate) fn find_at(
         &self,
-        time: u64,
+        time: impl FnOnce() -> u64,
         from: Bound<Place>,
         to: impl Fn(&[u8]) -> bool,
         limit: usize,
@@ -290,6 +292,20 @@ impl<T: Send + Sync + 'static, K> Index<T, K> {
 
 impl<T: Send + Sync + 'static, K: IndexKey> Index<T, K> {
     /// The members that have this key, in the order of their names.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// let words = larder::Store::in_memory().collection::<String>("word")?;
+    /// let by_word = words.index_by("word", |word| word.clone())?;
+    /// for (member, word) in [("1", "beta"), ("2", "alpha"), ("3", "beta")] {
+    ///     words.put(member, word.to_owned())?;
+    /// }
+    ///
+    /// assert_eq!(by_word.get("beta").len(), 2);
+    /// assert!(by_word.get("bet").is_empty());
+    /// # Ok::<(), larder::Error>(())
+    /// ```
     pub fn get<Q: IndexKey + ?Sized>(&self, key: &Q) -> Vec<(Member, Arc<T>)>
     where
         K: Borrow<Q>,
@@ -300,11 +316,38 @@ impl<T: Send + Sync + 'static, K: IndexKey> Index<T, K> {
     }
 
     /// All members, in order, as they are at one moment.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// let words = larder::Store::in_memory().collection::<String>("word")?;
+    /// let by_word = words.index_by("word", |word| word.clone())?;
+    /// for (member, word) in [("1", "beta"), ("2", "alpha"), ("3", "beta")] {
+    ///     words.put(member, word.to_owned())?;
+    /// }
+    ///
+    /// let all: Vec<_> = by_word.all().into_iter().map(|(member, _)| member).collect();
+    /// assert_eq!(all, ["2", "1", "3"]);
+    /// # Ok::<(), larder::Error>(())
+    /// ```
     pub fn all(&self) -> Vec<(Member, Arc<T>)> {
         named(self.find(Bound::Unbounded, |_| true, usize::MAX))
     }
 
     /// The members whose keys are in the range, in order, as they are at one moment.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// let ages = larder::Store::in_memory().collection::<u8>("age")?;
+    /// let by_age = ages.index_by("age", |age| *age)?;
+    /// for (member, age) in [("ada", 36), ("bob", 7), ("eve", 18)] {
+    ///     ages.put(member, age)?;
+    /// }
+    /// let adults: Vec<_> = by_age.range(18..).into_iter().map(|(member, _)| member).collect();
+    /// assert_eq!(adults, ["eve", "ada"]);
+    /// # Ok::<(), larder::Error>(())
+    /// ```
     pub fn range<Q: IndexKey>(&self, range: impl RangeBounds<Q>) -> Vec<(Member, Arc<T>)>
     where
         K: Comparable<Q>,
@@ -315,6 +358,24 @@ impl<T: Send + Sync + 'static, K: IndexKey> Index<T, K> {
 
     /// So many members of a range at most, in order, from where another page has ended. What is put or deleted in between
     /// moves nothing: a member that is there all the time, with the same key, comes once.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// let words = larder::Store::in_memory().collection::<String>("word")?;
+    /// let by_word = words.index_by("word", |word| word.clone())?;
+    /// for (member, word) in [("1", "beta"), ("2", "alpha"), ("3", "beta")] {
+    ///     words.put(member, word.to_owned())?;
+    /// }
+    ///
+    /// let first = by_word.page::<&str>(.., None, 2);
+    /// assert_eq!((&first.members[0].0, &first.members[1].0), (&"2".into(), &"1".into()));
+    /// words.delete("1")?;
+    /// let second = by_word.page::<&str>(.., first.next.as_ref(), 2);
+    /// assert_eq!((second.members.len(), &second.members[0].0), (1, &"3".into()));
+    /// assert!(second.next.is_none());
+    /// # Ok::<(), larder::Error>(())
+    /// ```
     pub fn page<Q: IndexKey>(&self, range: impl RangeBounds<Q>, after: Option<&Cursor>, limit: usize) -> Page<T>
     where
         K: Comparable<Q>,
@@ -330,6 +391,19 @@ impl<T: Send + Sync + 'static, K: IndexKey> Index<T, K> {
     }
 
     /// How many members have this key.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// let words = larder::Store::in_memory().collection::<String>("word")?;
+    /// let by_word = words.index_by("word", |word| word.clone())?;
+    /// for (member, word) in [("1", "beta"), ("2", "alpha"), ("3", "beta")] {
+    ///     words.put(member, word.to_owned())?;
+    /// }
+    ///
+    /// assert_eq!((by_word.count("beta"), by_word.count("gamma")), (2, 0));
+    /// # Ok::<(), larder::Error>(())
+    /// ```
     pub fn count<Q: IndexKey + ?Sized>(&self, key: &Q) -> usize
     where
         K: Borrow<Q>,
@@ -340,6 +414,20 @@ impl<T: Send + Sync + 'static, K: IndexKey> Index<T, K> {
 
 impl<T: Send + Sync + 'static> Index<T, String> {
     /// The members whose keys begin with this, in order.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// let words = larder::Store::in_memory().collection::<String>("word")?;
+    /// let by_word = words.index_by("word", |word| word.clone())?;
+    /// for (member, word) in [("1", "beta"), ("2", "alpha"), ("3", "beta")] {
+    ///     words.put(member, word.to_owned())?;
+    /// }
+    ///
+    /// assert_eq!(by_word.prefix("al").len(), 1);
+    /// assert_eq!(by_word.prefix("").len(), 3);
+    /// # Ok::<(), larder::Error>(())
+    /// ```
     pub fn prefix(&self, prefix: &str) -> Vec<(Member, Arc<T>)> {
         let mut start = sort_key(prefix).into_vec();
         start.truncate(start.len() - 2);

@@ -357,6 +357,18 @@ impl<T: Send + Sync + 'static> TypedTransaction<'_, '_, T> {
     /// # Errors
     ///
     /// As [`find_range`](Self::find_range).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// let store = larder::Store::in_memory();
+    /// let users = store.collection::<String>("user")?;
+    /// let by_mail = users.index_by("mail", |mail| mail.clone())?;
+    /// users.put("ada", "ada@example.org".into())?;
+    /// let found = store.transaction(|tx| tx.collection(&users)?.find(&by_mail, "ada@example.org"))?;
+    /// assert_eq!(found[0].0, "ada");
+    /// # Ok::<(), larder::Error>(())
+    /// ```
     pub fn find<K: IndexKey + Comparable<Q>, Q: IndexKey + Clone>(
         &mut self,
         index: &Index<T, K>,
@@ -371,6 +383,25 @@ impl<T: Send + Sync + 'static> TypedTransaction<'_, '_, T> {
     /// # Errors
     ///
     /// [`Error::InvalidKey`] if the index is another collection's; as [`get`](Self::get).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// let store = larder::Store::in_memory();
+    /// let stock = store.collection::<u32>("stock")?;
+    /// let by_number = stock.index_by("number", |number| *number)?;
+    /// stock.put("apples", 2)?;
+    /// stock.put("pears", 70)?;
+    /// store.transaction(|tx| {
+    ///     let mut stock = tx.collection(&stock)?;
+    ///     for (member, number) in stock.find_range(&by_number, ..10)? {
+    ///         stock.put(member, *number + 100)?;
+    ///     }
+    ///     Ok(())
+    /// })?;
+    /// assert_eq!(by_number.range(..10).len(), 0);
+    /// # Ok::<(), larder::Error>(())
+    /// ```
     pub fn find_range<K: IndexKey + Comparable<Q>, Q: IndexKey>(
         &mut self,
         index: &Index<T, K>,
@@ -386,7 +417,7 @@ impl<T: Send + Sync + 'static> TypedTransaction<'_, '_, T> {
             for _ in 0..LOOKS {
                 *scan = table.mark(time)?;
                 let (from, to) = bounds(&range);
-                let found = index.find_at(time, from, to, usize::MAX);
+                let found = index.find_at(|| time, from, to, usize::MAX);
                 if table.mark(time)? == *scan {
                     out.extend(found.into_iter().map(|(place, value)| (place.1.clone(), (place, value))));
                     return Ok(());

@@ -677,3 +677,50 @@ fn what_is_indexed_and_watched_is_never_waited_for_in_a_circle() {
         store.close().unwrap();
     });
 }
+
+/// Fails when a member leaves the index after those who watch were told that it has gone.
+#[test]
+fn who_is_told_that_a_member_has_gone_does_not_find_it_in_an_index() {
+    check(|| {
+        let store = Store::in_memory();
+        let numbers = store.collection::<u64>("n").unwrap();
+        let index = numbers.index_by("number", |number| *number).unwrap();
+        numbers.put("a", 1).unwrap();
+        numbers.put("b", 2).unwrap();
+        let mut watch = numbers.watch().unwrap();
+        let watcher = thread::spawn(move || {
+            for left in [1, 0] {
+                while watch.next_within(Duration::ZERO).is_none() {
+                    thread::yield_now();
+                }
+                assert!(index.all().len() <= left);
+            }
+        });
+        numbers.delete("a").unwrap();
+        numbers.delete_all().unwrap();
+        watcher.join().unwrap();
+    });
+}
+
+/// Fails when the janitor has gone before whoever waits can know that everything is durable.
+#[test]
+fn what_a_close_has_stored_is_told_to_whoever_awaits_it() {
+    check(|| {
+        let disk = Shared::default();
+        let store = open_with(&disk, Durability::Immediate);
+        let other = store.clone();
+        let writer = thread::spawn(move || {
+            let put = std::cell::Cell::new(false);
+            let written = other.write_async(|| {
+                other.put("c/k", [1])?;
+                put.set(true);
+                Ok(())
+            });
+            (put.get(), shuttle::future::block_on(written))
+        });
+        store.close().unwrap();
+        let (was_put, written) = writer.join().unwrap();
+        assert_eq!(was_put, written.is_ok(), "{written:?}");
+        assert_eq!(was_put, disk.durable("c/k").is_some());
+    });
+}

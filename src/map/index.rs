@@ -99,15 +99,17 @@ impl<V: Stored> Index<V> {
         self.content.write()
     }
 
-    /// Some members between two places, in order, that have not expired.
+    /// Some members between two places, in order, that have not expired by a time. It is asked for when the index is locked:
+    /// whoever has put something in the place of what has expired since an earlier time is seen here.
     pub(crate) fn range(
         &self,
         from: Bound<&Place>,
         to: impl Fn(&[u8]) -> bool,
         limit: usize,
-        reached: u64,
+        time: impl FnOnce() -> u64,
     ) -> Vec<(Place, V)> {
         let content = self.content.read();
+        let reached = time();
         let found = content.entries.range::<Place, _>((from, Bound::Unbounded));
         let there = found.take_while(|((key, _), _)| to(key)).filter(|(_, entry)| entry.shows(reached));
         there.take(limit).map(|(place, entry)| (place.clone(), entry.value.clone())).collect()
@@ -135,10 +137,10 @@ pub(super) struct Building<'a, V: Stored>(pub(super) &'a Index<V>);
 
 impl<V: Stored> Building<'_, V> {
     /// Every member is in it.
-    pub(super) fn done(self, reached: u64) -> Result<(), Duplicate> {
+    pub(super) fn done(self, time: impl FnOnce() -> u64) -> Result<(), Duplicate> {
         // Whoever writes waits for the lock, so nothing comes in between.
         let content = self.0.lock();
-        match self.0.find_duplicate(&content, reached) {
+        match self.0.find_duplicate(&content, time()) {
             Some(duplicate) => Err(duplicate),
             None => {
                 self.0.state.store(state::ACTIVE, Ordering::Release);

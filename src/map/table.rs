@@ -806,7 +806,7 @@ impl<V: Stored> Table<V> {
                 found = self.put_in_index(index, at, made);
             }
         }
-        building.done(self.clock.reached()).map(|()| place).map_err(Some)
+        building.done(|| self.clock.reached()).map(|()| place).map_err(Some)
     }
 
     /// Puts members into an index that is being built, unless they have been written since, which has put them there. Those
@@ -978,6 +978,11 @@ impl<V: Stored> Table<V> {
             ledger.charge(name as isize - was_at_risk as isize)?;
             *at_risk = *at_risk - was_at_risk + name;
         }
+        let is_indexed = self.indexed.load(Ordering::Relaxed) > 0;
+        // Before the rings of those who watch: see `map/index.rs`.
+        if is_indexed {
+            self.hold_indexes(held_indexes);
+        }
         let watching = ledger.watch();
         let version = ledger.next_version();
         if let Some(mut watching) = watching {
@@ -992,8 +997,7 @@ impl<V: Stored> Table<V> {
             Deadlines::set(deadlines, &self.hasher, &slot.member, None);
             ledger.schedule(&slot.member, deadline, None);
         }
-        if self.indexed.load(Ordering::Relaxed) > 0 {
-            self.hold_indexes(held_indexes);
+        if is_indexed {
             held_indexes.iter_mut().for_each(|content| content.remove(&slot.member));
         }
         *live -= 1;
@@ -1113,6 +1117,9 @@ impl<V: Stored> Table<V> {
         if all.iter().all(|(_, inner)| inner.live == 0) {
             return Ok(cleared);
         }
+        // Before the rings of those who watch, as everywhere.
+        let mut indexes = Vec::new();
+        self.hold_indexes(&mut indexes);
         let watching = ledger.watch();
         let version = ledger.next_version();
         if let Some(mut watching) = watching {
@@ -1128,8 +1135,6 @@ impl<V: Stored> Table<V> {
                 }
             }
         }
-        let mut indexes = Vec::new();
-        self.hold_indexes(&mut indexes);
         cleared._indexed = indexes.iter_mut().map(|content| content.clear()).collect();
         drop(indexes);
         let mut freed = 0;
