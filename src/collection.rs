@@ -292,6 +292,20 @@ impl<T: Send + Sync + 'static> Collection<T> {
     }
 
     /// How long the member has left; `None` if it has no deadline, or is not there.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// let store = larder::Store::in_memory();
+    /// let sessions = store.collection::<String>("session")?;
+    /// sessions.put("a", "Ada".into())?;
+    /// assert_eq!(sessions.ttl("a"), None);
+    /// sessions.expire("a", Duration::from_secs(60))?;
+    /// assert!(sessions.ttl("a") <= Some(Duration::from_secs(60)));
+    /// # Ok::<(), larder::Error>(())
+    /// ```
     pub fn ttl(&self, member: impl AsRef<str>) -> Option<Duration> {
         let now = self.handle.core.engine()?.clock.now();
         let deadline = self.shelf.table.look(member.as_ref(), |seen| seen.deadline).ok()??;
@@ -303,6 +317,19 @@ impl<T: Send + Sync + 'static> Collection<T> {
     /// # Errors
     ///
     /// As [`put_with_ttl`](Self::put_with_ttl).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// let store = larder::Store::in_memory();
+    /// let sessions = store.collection::<String>("session")?;
+    /// sessions.put("a", "Ada".into())?;
+    /// assert!(sessions.expire("a", Duration::ZERO)?);
+    /// assert!(!sessions.contains("a"));
+    /// # Ok::<(), larder::Error>(())
+    /// ```
     pub fn expire(&self, member: impl AsRef<str>, ttl: Duration) -> Result<bool> {
         let until = Until::At(self.handle.deadline_after(ttl)?);
         Ok(self.touch(member.as_ref(), until)?.is_some())
@@ -313,6 +340,19 @@ impl<T: Send + Sync + 'static> Collection<T> {
     /// # Errors
     ///
     /// As [`put`](Self::put).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// let store = larder::Store::in_memory();
+    /// let sessions = store.collection::<String>("session")?;
+    /// sessions.put_with_ttl("a", "Ada".into(), Duration::from_secs(60))?;
+    /// assert!(sessions.persist("a")?);
+    /// assert_eq!(sessions.ttl("a"), None);
+    /// # Ok::<(), larder::Error>(())
+    /// ```
     pub fn persist(&self, member: impl AsRef<str>) -> Result<bool> {
         Ok(self.touch(member.as_ref(), Until::Removed)?.flatten().is_some())
     }

@@ -314,6 +314,19 @@ impl Store {
     /// # Errors
     ///
     /// Those of every call by key.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// let store = larder::Store::in_memory();
+    /// store.put("session/a", "Ada")?;
+    /// assert_eq!(store.ttl("session/a")?, None);
+    /// store.expire("session/a", Duration::from_secs(60))?;
+    /// assert!(store.ttl("session/a")? <= Some(Duration::from_secs(60)));
+    /// # Ok::<(), larder::Error>(())
+    /// ```
     pub fn ttl(&self, key: impl AsRef<str>) -> Result<Option<Duration>> {
         let (collection, member) = key::split(key.as_ref())?;
         let now = self.handle.engine()?.clock.now();
@@ -326,6 +339,19 @@ impl Store {
     /// # Errors
     ///
     /// As [`put_with_ttl`](Self::put_with_ttl).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// let store = larder::Store::in_memory();
+    /// store.put("session/a", "Ada")?;
+    /// assert!(store.expire("session/a", Duration::ZERO)?);
+    /// assert!(!store.contains("session/a")?);
+    /// assert!(!store.expire("session/a", Duration::ZERO)?);
+    /// # Ok::<(), larder::Error>(())
+    /// ```
     pub fn expire(&self, key: impl AsRef<str>, ttl: Duration) -> Result<bool> {
         let deadline = self.handle.deadline_after(ttl)?;
         Ok(self.touch(key.as_ref(), Until::At(deadline))?.is_some())
@@ -336,6 +362,19 @@ impl Store {
     /// # Errors
     ///
     /// As [`put`](Self::put).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// let store = larder::Store::in_memory();
+    /// store.put_with_ttl("session/a", "Ada", Duration::from_secs(60))?;
+    /// assert!(store.persist("session/a")?);
+    /// assert_eq!(store.ttl("session/a")?, None);
+    /// assert!(!store.persist("session/a")?);
+    /// # Ok::<(), larder::Error>(())
+    /// ```
     pub fn persist(&self, key: impl AsRef<str>) -> Result<bool> {
         Ok(self.touch(key.as_ref(), Until::Removed)?.flatten().is_some())
     }

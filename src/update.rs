@@ -90,6 +90,16 @@ impl<T: Send + Sync + 'static> Collection<T> {
     /// # Errors
     ///
     /// As [`put`](Self::put).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// let store = larder::Store::in_memory();
+    /// let names = store.collection::<String>("name")?;
+    /// assert_eq!(names.put_if_absent("a", "Ada".into())?, None);
+    /// assert_eq!(*names.put_if_absent("a", "Bob".into())?.unwrap(), "Ada");
+    /// # Ok::<(), larder::Error>(())
+    /// ```
     pub fn put_if_absent(&self, member: impl AsRef<str>, value: T) -> Result<Option<Arc<T>>> {
         let (member, value) = (member.as_ref(), Arc::new(value));
         loop {
@@ -106,6 +116,18 @@ impl<T: Send + Sync + 'static> Collection<T> {
     /// The member's value, and the version that [`compare_and_put`](Self::compare_and_put) compares. Every change of a
     /// member, and of its deadline, gives it a higher one, across reopening, too. After a crash that took the last writes
     /// their numbers may be given again: a version that is kept elsewhere should be one that was durable.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// let store = larder::Store::in_memory();
+    /// let names = store.collection::<String>("name")?;
+    /// names.put("a", "Ada".into())?;
+    /// let (_, first) = names.get_versioned("a").unwrap();
+    /// names.put("a", "Bob".into())?;
+    /// assert!(names.get_versioned("a").unwrap().1 > first);
+    /// # Ok::<(), larder::Error>(())
+    /// ```
     pub fn get_versioned(&self, member: impl AsRef<str>) -> Option<(Arc<T>, u64)> {
         self.shelf().table.look(member.as_ref(), |seen| (seen.value.clone(), seen.version)).ok()?
     }
@@ -140,6 +162,17 @@ impl<T: Send + Sync + 'static> Collection<T> {
     /// # Errors
     ///
     /// As [`put`](Self::put).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// let store = larder::Store::in_memory();
+    /// let jobs = store.collection::<String>("job")?;
+    /// jobs.put("1", "paint".into())?;
+    /// assert_eq!(*jobs.take("1")?.unwrap(), "paint");
+    /// assert_eq!(jobs.take("1")?, None);
+    /// # Ok::<(), larder::Error>(())
+    /// ```
     pub fn take(&self, member: impl AsRef<str>) -> Result<Option<Arc<T>>> {
         self.delete(member)
     }
@@ -226,6 +259,19 @@ impl Store {
     /// # Errors
     ///
     /// As [`put`](Self::put).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// let store = larder::Store::in_memory();
+    /// store.put("count/home", "1")?;
+    /// let now = store.update("count/home", |old| {
+    ///     let old: u32 = old.and_then(|old| std::str::from_utf8(old).ok()?.parse().ok()).unwrap_or(0);
+    ///     Some((old + 1).to_string())
+    /// })?;
+    /// assert_eq!(now.unwrap(), "2");
+    /// # Ok::<(), larder::Error>(())
+    /// ```
     pub fn update<B: Into<Value>>(
         &self,
         key: impl AsRef<str>,
@@ -256,6 +302,15 @@ impl Store {
     /// # Errors
     ///
     /// As [`put`](Self::put).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// let store = larder::Store::in_memory();
+    /// assert_eq!(store.put_if_absent("name/a", "Ada")?, None);
+    /// assert_eq!(store.put_if_absent("name/a", "Bob")?.unwrap(), "Ada");
+    /// # Ok::<(), larder::Error>(())
+    /// ```
     pub fn put_if_absent(&self, key: impl AsRef<str>, value: impl Into<Value>) -> Result<Option<Value>> {
         let (key, value) = (key.as_ref(), value.into());
         loop {
@@ -276,6 +331,18 @@ impl Store {
     /// # Errors
     ///
     /// As [`get`](Self::get).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// let store = larder::Store::in_memory();
+    /// store.put("name/a", "Ada")?;
+    /// let (value, first) = store.get_versioned("name/a")?.unwrap();
+    /// assert_eq!(value, "Ada");
+    /// store.put("name/a", "Ada")?;
+    /// assert!(store.get_versioned("name/a")?.unwrap().1 > first);
+    /// # Ok::<(), larder::Error>(())
+    /// ```
     pub fn get_versioned(&self, key: impl AsRef<str>) -> Result<Option<(Value, u64)>> {
         let (collection, member) = key::split(key.as_ref())?;
         self.read_collection(collection, |shelf| shelf.get_versioned(collection, member))
@@ -309,6 +376,16 @@ impl Store {
     /// # Errors
     ///
     /// As [`put`](Self::put).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// let store = larder::Store::in_memory();
+    /// store.put("job/1", "paint")?;
+    /// assert_eq!(store.take("job/1")?.unwrap(), "paint");
+    /// assert_eq!(store.take("job/1")?, None);
+    /// # Ok::<(), larder::Error>(())
+    /// ```
     pub fn take(&self, key: impl AsRef<str>) -> Result<Option<Value>> {
         self.delete(key)
     }

@@ -56,7 +56,8 @@ pub struct Changed<V> {
     pub old: Option<V>,
     /// What is there since, if anything is.
     pub new: Option<V>,
-    /// The write's number. A later change has a higher one; the changes of a transaction share one.
+    /// The write's number. A later change has a higher one; the changes of a transaction share one, and so do the end of a
+    /// member that has expired and the put that takes its place.
     pub version: u64,
 }
 
@@ -318,11 +319,38 @@ impl<V> Watch<V> {
 
     /// The next change, if there is one already or one comes within this time. `None` also after the store was closed: see
     /// [`is_over`](Self::is_over).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use larder::{Store, Watched};
+    ///
+    /// let store = Store::in_memory();
+    /// let mut watch = store.watch()?;
+    /// assert_eq!(watch.next_within(Duration::ZERO), None);
+    /// store.put("artist/bjork", "1")?;
+    /// assert!(matches!(watch.next_within(Duration::ZERO), Some(Watched::Change(_))));
+    /// # Ok::<(), larder::Error>(())
+    /// ```
     pub fn next_within(&mut self, limit: Duration) -> Option<Watched<V>> {
         self.wait(Some(limit)).unwrap_or_default()
     }
 
     /// Whether the store is closed and everything was read.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// let store = larder::Store::in_memory();
+    /// let mut watch = store.watch()?;
+    /// store.put("artist/bjork", "1")?;
+    /// drop(store);
+    /// assert!(!watch.is_over());
+    /// watch.next();
+    /// assert!(watch.is_over());
+    /// # Ok::<(), larder::Error>(())
+    /// ```
     pub fn is_over(&self) -> bool {
         let rings = self.watches.rings.lock();
         rings.ended && rings.rings.get(&self.key).is_none_or(|ring| self.next >= ring.end())
@@ -431,6 +459,26 @@ impl Store {
     /// # Errors
     ///
     /// [`Error::Missed`] if changes after it are not there any more; as [`watch`](Self::watch).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use larder::{Store, Watched};
+    ///
+    /// let store = Store::in_memory();
+    /// let keeps = store.watch()?;
+    /// let mut watch = store.watch()?;
+    /// store.put("artist/bjork", "1")?;
+    /// store.put("artist/air", "2")?;
+    /// let Some(Watched::Change(first)) = watch.next() else { panic!() };
+    /// drop(watch);
+    /// let mut again = store.watch_after(first.version)?;
+    /// let Some(Watched::Change(second)) = again.next() else { panic!() };
+    /// assert_eq!(second.member.unwrap(), "air");
+    /// # drop(keeps);
+    /// # Ok::<(), larder::Error>(())
+    /// ```
     pub fn watch_after(&self, version: u64) -> Result<Watch<Value>> {
         Watch::new(self.handle().engine()?, None, Some(version), read_bytes)
     }
@@ -483,6 +531,25 @@ impl<T: Send + Sync + 'static> Collection<T> {
     /// # Errors
     ///
     /// [`Error::Missed`] if changes after it are not there any more; as [`watch`](Self::watch).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use larder::{Store, Watched};
+    ///
+    /// let store = Store::in_memory();
+    /// let prices = store.collection::<u32>("price")?;
+    /// let keeps = prices.watch()?;
+    /// prices.put("bread", 3)?;
+    /// let (_, version) = prices.get_versioned("bread").unwrap();
+    /// prices.put("bread", 4)?;
+    /// let mut watch = prices.watch_after(version)?;
+    /// let Some(Watched::Change(change)) = watch.next_within(Duration::ZERO) else { panic!() };
+    /// assert_eq!(*change.new.unwrap(), 4);
+    /// # drop(keeps);
+    /// # Ok::<(), larder::Error>(())
+    /// ```
     pub fn watch_after(&self, version: u64) -> Result<Watch<Arc<T>>> {
         self.watch_from(Some(version))
     }
