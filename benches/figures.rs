@@ -20,17 +20,18 @@
 //! | store | members stored per second, one file each | the bare system calls, with the same barriers |
 //! | load | opening a store | reading the same files on several threads |
 
-// A global allocator that counts cannot be had without it, and the figures of memory cannot be had without that.
-#![allow(unsafe_code)]
-
 #[path = "figures/contenders.rs"]
 mod contenders;
+#[path = "figures/counting.rs"]
+mod counting;
 #[path = "figures/files.rs"]
 mod files;
 #[path = "figures/get.rs"]
 mod get;
 #[path = "figures/input.rs"]
 mod input;
+#[path = "figures/loops.rs"]
+mod loops;
 #[path = "figures/machine.rs"]
 mod machine;
 #[path = "figures/measure.rs"]

@@ -11,7 +11,7 @@ use larder::{Bincode, Collection, Store};
 
 use crate::Result;
 use crate::input::{self, COLLECTIONS, Keys, Ops, ROW, Row, row_bytes};
-use crate::measure::{Loop, drive};
+use crate::loops::{Loop, drive};
 
 pub(crate) trait Contender: Sync {
     fn get(&self, ops: &Ops, at: usize) -> usize;

@@ -4,7 +4,8 @@ use larder::Store;
 
 use crate::contenders::{ByKey, Contender, Flat, FlatTyped, Typed};
 use crate::input::{self, Keys};
-use crate::measure::{Loop, in_turns};
+use crate::loops::Loop;
+use crate::measure::in_turns;
 use crate::{Config, Result};
 
 pub(crate) fn run(config: &Config) -> Result<()> {

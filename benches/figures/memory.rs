@@ -4,80 +4,19 @@
 //! calls itself with `--measure`. Two figures: bytes that live allocations asked for, counted by the allocator, and by
 //! how much the process grew, which includes what the allocator itself needs and what it keeps after growing tables.
 
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::fmt::Write;
 use std::fs;
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicIsize, AtomicUsize, Ordering};
 
 use dashmap::DashMap;
 use foldhash::fast::RandomState;
 use larder::{Bincode, Store};
 
+use crate::counting::{count_from_now_on, counted};
 use crate::input::{ROW, Row, row_bytes};
 use crate::measure::Samples;
 use crate::{Config, Result};
-
-// ---- counting ----
-
-/// The system's allocator, counting while it is told to: what is measured in nanoseconds does not pay for it.
-struct Counting;
-
-static COUNTS: AtomicBool = AtomicBool::new(false);
-static LIVE_BYTES: AtomicIsize = AtomicIsize::new(0);
-static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
-
-fn count(bytes: isize) {
-    if COUNTS.load(Ordering::Relaxed) {
-        LIVE_BYTES.fetch_add(bytes, Ordering::Relaxed);
-        ALLOCATIONS.fetch_add(usize::from(bytes > 0), Ordering::Relaxed);
-    }
-}
-
-// SAFETY: every call is passed on to the system's allocator as it came; counting touches nothing but atomics.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count(layout.size() as isize);
-        // SAFETY: the caller's promise is the one that is asked for.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        count(-(layout.size() as isize));
-        // SAFETY: as above.
-        unsafe { System.dealloc(block, layout) }
-    }
-
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        count(layout.size() as isize);
-        // SAFETY: as above.
-        unsafe { System.alloc_zeroed(layout) }
-    }
-
-    unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        count(size as isize - layout.size() as isize);
-        // SAFETY: as above.
-        unsafe { System.realloc(block, layout, size) }
-    }
-}
-
-/// Gives what is free back to the system, where the C library can: who fills a map next pays for all its memory, and
-/// does not inherit what the one before has left.
-pub(crate) fn give_back() {
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    {
-        // malloc_trim(3)
-        unsafe extern "C" {
-            fn malloc_trim(pad: usize) -> i32;
-        }
-        // SAFETY: it may be called at any time, from any thread.
-        _ = unsafe { malloc_trim(0) };
-    }
-}
 
 // ---- in a process of its own ----
 
@@ -166,23 +105,23 @@ pub(crate) fn measure(what: &[String]) -> Result<()> {
 fn report(members: usize, collections: usize, put: impl Fn(&Names), get: impl Fn(&Names) -> bool) -> Result<()> {
     let mut names = Names::new();
     let before = resident();
-    COUNTS.store(true, Ordering::Relaxed);
+    count_from_now_on(true);
     for member in 0..members {
         names.set(member, collections);
         put(&names);
     }
-    let live = LIVE_BYTES.load(Ordering::Relaxed);
+    let (live, _) = counted();
     let grown = resident().zip(before).map_or(f64::NAN, |(after, before)| after - before);
 
-    let allocations = ALLOCATIONS.load(Ordering::Relaxed);
+    let (_, before) = counted();
     let mut gets = 0;
     for member in 0..members.min(10_000) {
         // Members of the first collection.
         names.set(member * collections % members, collections);
         gets += usize::from(get(&names));
     }
-    let allocations = ALLOCATIONS.load(Ordering::Relaxed) - allocations;
-    COUNTS.store(false, Ordering::Relaxed);
+    let allocations = counted().1 - before;
+    count_from_now_on(false);
     if gets != members.min(10_000) {
         return Err("a get found nothing".into());
     }

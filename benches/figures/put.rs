@@ -4,9 +4,10 @@ use larder::Store;
 use tempfile::TempDir;
 
 use crate::contenders::{ByKey, Contender, Flat, FlatTyped, Typed};
+use crate::counting::give_back;
 use crate::input::{self, COLLECTIONS, Keys, Ops};
-use crate::measure::{Loop, drive, in_turns};
-use crate::memory::give_back;
+use crate::loops::{Loop, drive};
+use crate::measure::in_turns;
 use crate::{Config, Result};
 
 const GOAL_OVERWRITE: &str = "1.5";

@@ -2,8 +2,8 @@
 
 use crate::durable::check;
 use crate::input::{self, COLLECTIONS, Member};
-use crate::measure::{Lap, Samples, turns};
-use crate::peers::{ALL, FLOOR, LARDER, PACKED, PEERS, Work};
+use crate::measure::{Lap, Samples, Table, turns};
+use crate::peers::{self, Contender, FLOOR, LARDER, PACKED, Work, weight};
 use crate::{Config, Result, machine, settle};
 
 /// In seconds, of each round.
@@ -23,58 +23,67 @@ struct Times {
     megabytes: Samples,
 }
 
+impl Times {
+    const COLUMNS: [&str; 7] = [
+        "the puts returned",
+        "all was durable",
+        "close",
+        "durable and closed",
+        "opened and all read, warm",
+        "cold",
+        "MB on the disk",
+    ];
+
+    fn all(&self) -> [&Samples; Times::COLUMNS.len()] {
+        let Times { put, durable, close, rest, reread, cold, megabytes } = self;
+        [put, durable, close, rest, reread, cold, megabytes]
+    }
+}
+
 pub(crate) fn run(config: &Config) -> Result<()> {
     let members = input::members(config.size.bulk);
-    let mut times: [Times; ALL.len()] = Default::default();
+    let contenders = peers::doing(Work::Bulk);
+    let of = |contender: &Contender| &members[..contender.members(members.len(), config.size.files)];
+    let mut times: Vec<Times> = contenders.iter().map(|_| Times::default()).collect();
     for round in 0..config.size.rounds {
-        for which in turns(round, ALL.len()) {
-            one(config, which, &members, &mut times[which])?;
+        for which in turns(round, contenders.len()) {
+            let contender = contenders[which];
+            one(config, contender, of(contender), &mut times[which])?;
             let Times { durable, close, .. } = &times[which];
             let (durable, close) = (durable.last(), close.last());
-            progress!(config, round, "bulk, {}: durable in {durable:.2} s, closed in {close:.2} s", ALL[which].name);
+            progress!(config, round, "bulk, {}: durable in {durable:.2} s, closed in {close:.2} s", contender.name);
         }
     }
-    let count = members.len();
     println!("\n## bulk\n");
     println!(
-        "{count} members in {COLLECTIONS} collections, keys of {} bytes, values of {}, from one thread, into an empty \
-         store; seconds.\n",
+        "Members in {COLLECTIONS} collections, keys of {} bytes, values of {}, from one thread, into an empty store; \
+         seconds.",
         input::KEY,
         input::VALUE
     );
-    println!(
-        "| | the puts returned | all was durable | members per second | close | durable and closed | opened and all read, \
-         warm | cold | MB on the disk |"
-    );
-    println!("| --- | --- | --- | --- | --- | --- | --- | --- | --- |");
-    for (contender, Times { put, durable, close, rest, reread, cold, megabytes }) in ALL.iter().zip(&times) {
-        let rate = durable.per(count);
-        println!(
-            "| {} | {put:.2} | {durable:.2} | {rate} | {close:.2} | {rest:.2} | {reread:.2} | {cold:.2} | {megabytes:.0} |",
-            contender.name
-        );
+    let mut table = Table::new(" | members", Times::COLUMNS);
+    for (contender, times) in contenders.iter().zip(&times) {
+        table.row(format!("{} | {}", contender.name, of(contender).len()), times.all().map(Clone::clone));
+    }
+    table.print(2);
+    // For as many members: one of them has fewer.
+    let mut per_member = Table::new("", contenders.iter().map(|contender| contender.name));
+    for (place, column) in Times::COLUMNS.into_iter().enumerate() {
+        let each = |(contender, times): (&&Contender, &Times)| times.all()[place].each(of(contender).len() as f64);
+        per_member.row(column, contenders.iter().zip(&times).map(each));
     }
     for mine in [LARDER, PACKED] {
-        let larder = &times[mine];
-        println!(
-            "\n| time of {} to that of | until durable | until durable and closed | warm | cold |",
-            ALL[mine].name
-        );
-        println!("| --- | --- | --- | --- | --- |");
-        for which in std::iter::once(FLOOR).chain(PEERS) {
-            let Times { durable, rest, reread, cold, .. } = &times[which];
-            let (durable, rest) = (larder.durable.over(durable), larder.rest.over(rest));
-            let (reread, cold) = (larder.reread.over(reread), larder.cold.over(cold));
-            println!("| {} | {durable:.2} | {rest:.2} | {reread:.2} | {cold:.2} |", ALL[which].name);
-        }
+        let place = peers::place(&contenders, mine);
+        let ratios = per_member.under("", place).without(&[LARDER, PACKED]);
+        ratios.turned(&format!("{mine}, for as many members, to that of")).without(&["close"]).print(2);
     }
     Ok(())
 }
 
-fn one(config: &Config, which: usize, members: &[Member], times: &mut Times) -> Result<()> {
+fn one(config: &Config, contender: &Contender, members: &[Member], times: &mut Times) -> Result<()> {
     let dir = config.temporary()?;
-    let peer = (ALL[which].open)(dir.path(), Work::Bulk)?;
-    settle(&config.dir)?;
+    let peer = (contender.open)(dir.path(), Work::Bulk)?;
+    settle(config)?;
 
     let mut lap = Lap::start();
     peer.load(members, &mut lap)?;
@@ -91,27 +100,24 @@ fn one(config: &Config, which: usize, members: &[Member], times: &mut Times) -> 
     times.close.push(close);
     times.rest.push(durable + close);
 
-    settle(&config.dir)?;
+    settle(config)?;
     times.megabytes.push(machine::taken(dir.path())? as f64 / 1e6);
-    let bytes: usize =
-        members.iter().map(|member| member.key.len() + usize::from(member.value[0] & 1) + input::VALUE).sum();
+    let all: usize = members.iter().map(|member| weight(member.key.len(), &member.value)).sum();
     for cold in [false, true] {
         if cold && !machine::drop_cache() {
             continue;
         }
         let lap = Lap::start();
-        let peer = (ALL[which].open)(dir.path(), Work::Bulk)?;
+        let peer = (contender.open)(dir.path(), Work::Bulk)?;
         let read = peer.read_all()?;
         let (_, time) = lap.stop();
-        if which != FLOOR && read != bytes {
-            return Err(format!("{} has {read} bytes of {bytes}", ALL[which].name).into());
+        if contender.name != FLOOR {
+            if read != all {
+                return Err(format!("{} has {read} bytes of {all}", contender.name).into());
+            }
+            if cold { times.cold.push(time) } else { times.reread.push(time) }
         }
-        if cold {
-            times.cold.push(time)
-        } else {
-            times.reread.push(time)
-        }
-        check(which, &*peer, 0..members.len())?;
+        check(contender, &*peer, 0..members.len())?;
         peer.close()?;
     }
     Ok(dir.close()?)

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::input::{self, Member, Random};
-use crate::measure::{Lap, Samples, turns};
-use crate::peers::{self, ALL, FLOOR, LARDER, PEERS, Peer, Work};
+use crate::measure::{Lap, Samples, Table, turns};
+use crate::peers::{self, Contender, FLOOR, LARDER, PACKED, Peer, Work};
 use crate::{Config, Result, settle};
 
 /// Which members are written.
@@ -39,19 +39,21 @@ const ROWS: [(Writes, usize); 6] = [
 
 pub(crate) fn run(config: &Config) -> Result<()> {
     let there = input::members(config.size.there);
-    let mut figures: [[Figures; ALL.len()]; ROWS.len()] = Default::default();
+    let contenders = peers::doing(Work::Durable);
+    let mut figures = ROWS.map(|_| contenders.iter().map(|_| Figures::default()).collect::<Vec<_>>());
     for round in 0..config.size.rounds {
         for (row, &(writes, threads)) in ROWS.iter().enumerate() {
-            for which in turns(round, ALL.len()) {
+            for which in turns(round, contenders.len()) {
+                let contender = contenders[which];
                 // More threads do not make a floor: nobody syncs one record at a time faster than one thread does.
-                let threads = if which == FLOOR { 1 } else { threads };
+                let threads = if contender.name == FLOOR { 1 } else { threads };
                 let figures = &mut figures[row][which];
-                one(config, which, &there, (writes, threads), figures)?;
-                progress!(config, round, "{writes}, {threads} threads, {}: {}", ALL[which].name, figures.last());
+                one(config, contender, &there, (writes, threads), figures)?;
+                progress!(config, round, "{writes}, {threads} threads, {}: {}", contender.name, figures.last());
             }
         }
     }
-    print(config, &figures);
+    print(config, &contenders, &figures);
     Ok(())
 }
 
@@ -74,22 +76,22 @@ impl Figures {
 /// in its own time.
 fn one(
     config: &Config,
-    which: usize,
+    contender: &Contender,
     there: &[Member],
     (writes, threads): (Writes, usize),
     figures: &mut Figures,
 ) -> Result<()> {
     let dir = config.temporary()?;
-    let open = |work| (ALL[which].open)(dir.path(), work);
+    let open = |work| (contender.open)(dir.path(), work);
     let peer = open(Work::Bulk)?;
     peer.load(there, &mut Lap::start())?;
     peer.close()?;
     let peer = open(Work::Durable)?;
-    settle(&config.dir)?;
+    settle(config)?;
 
     let run = Run { peer: &*peer, there: there.len(), next: AtomicUsize::new(there.len()) };
     let rate = run.writes(writes, threads, config.size.run);
-    figures.rate.push(rate.map_err(|error| format!("{}: {error}", ALL[which].name))?);
+    figures.rate.push(rate.map_err(|error| format!("{}: {error}", contender.name))?);
     let new = there.len()..run.next.into_inner();
 
     let lap = Lap::start();
@@ -98,12 +100,12 @@ fn one(
 
     // A run that has stored nothing would be fast.
     let peer = open(Work::Bulk)?;
-    check(which, &*peer, new)?;
+    check(contender, &*peer, new)?;
     peer.close()?;
     Ok(dir.close()?)
 }
 
-fn print(config: &Config, figures: &[[Figures; ALL.len()]; ROWS.len()]) {
+fn print(config: &Config, contenders: &[&Contender], figures: &[Vec<Figures>]) {
     let Config { size, .. } = config;
     println!("\n## durable\n");
     println!(
@@ -114,21 +116,20 @@ fn print(config: &Config, figures: &[[Figures; ALL.len()]; ROWS.len()]) {
         size.run,
         size.there
     );
-    let table = |head: &str, contenders: std::ops::Range<usize>, figure: &dyn Fn(&[Figures], usize) -> String| {
-        println!("\n| {head} | threads | {} |", peers::columns(contenders.clone()));
-        println!("| --- | --- |{}", " --- |".repeat(contenders.len()));
+    let table = |head: &str, figure: &dyn Fn(&Figures) -> &Samples| {
+        let mut table = Table::new(format!("{head} | threads"), contenders.iter().map(|contender| contender.name));
         for ((writes, threads), figures) in ROWS.iter().zip(figures) {
-            let cells: Vec<String> = contenders.clone().map(|which| figure(figures, which)).collect();
-            println!("| {writes} | {threads} | {} |", cells.join(" | "));
+            table.row(format!("{writes} | {threads}"), figures.iter().map(|figures| figure(figures).clone()));
         }
+        table
     };
-    table("writes per second", FLOOR..ALL.len(), &|of, which| of[which].rate.to_string());
-    table("writes per raw `fdatasync` of one thread", LARDER..ALL.len(), &|of, which| {
-        format!("{:.2}", of[which].rate.over(&of[FLOOR].rate))
-    });
+    let (floor, larder) = (peers::place(contenders, FLOOR), peers::place(contenders, LARDER));
+    let rates = table("writes per second", &|figures| &figures.rate);
+    rates.print(0);
+    rates.over("writes per raw `fdatasync` of one thread | threads", floor).without(&[FLOOR]).print(2);
     println!("\nThe goals for larder: 0.83 with one thread, and 9.6, which is 0.6 for each thread, with 16.");
-    table("larder's writes to one of", PEERS, &|of, which| format!("{:.2}", of[LARDER].rate.over(&of[which].rate)));
-    table("seconds to close afterwards", LARDER..ALL.len(), &|of, which| format!("{:.2}", of[which].close));
+    rates.under("larder's writes to one of | threads", larder).without(&[FLOOR, LARDER, PACKED]).print(2);
+    table("seconds to close afterwards", &|figures| &figures.close).without(&[FLOOR]).print(2);
 }
 
 /// Some threads that write.
@@ -145,10 +146,10 @@ impl Run<'_> {
     fn writes(&self, writes: Writes, threads: usize, run: Duration) -> Result<f64> {
         let start = Barrier::new(threads);
         let one = |thread: usize| -> Result<usize> {
-            let writer = self.peer.writer();
+            let session = self.peer.session();
             // Nobody waits for a thread that has failed before.
             start.wait();
-            let mut writer = writer?;
+            let mut session = session?;
             let mut random = Random::new((threads * 100 + thread) as u64);
             let mut key = String::with_capacity(input::KEY);
             let (mut done, began) = (0, Instant::now());
@@ -161,7 +162,7 @@ impl Run<'_> {
                     Writes::Overwrite => (random.below(self.there), random.next()),
                 };
                 input::set_key(&mut key, member);
-                writer.put(&key, &input::value(seed))?;
+                session.put(&key, &input::value(seed))?;
                 if began.elapsed() > run {
                     return Ok(done);
                 }
@@ -179,12 +180,12 @@ impl Run<'_> {
 }
 
 /// Whether members are there: the last one, and some of those before.
-pub(crate) fn check(which: usize, peer: &dyn Peer, members: std::ops::Range<usize>) -> Result<()> {
+pub(crate) fn check(contender: &Contender, peer: &dyn Peer, members: std::ops::Range<usize>) -> Result<()> {
     let last = members.clone().next_back();
     for member in members.clone().step_by((members.len() / 100).max(1)).chain(last) {
         let member = Member::new(member);
         if !peer.holds(&member)? {
-            return Err(format!("{} has lost {}", ALL[which].name, member.key).into());
+            return Err(format!("{} has lost {}", contender.name, member.key).into());
         }
     }
     Ok(())

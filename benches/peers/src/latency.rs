@@ -100,7 +100,7 @@ fn put(store: &Store, key: &mut String, member: usize, seed: u64) -> Result<()> 
 fn light(config: &Config, figures: &mut Figures) -> Result<()> {
     let dir = config.temporary()?;
     let store = store(dir.path())?;
-    settle(&config.dir)?;
+    settle(config)?;
     let watched = Watched::new(&store, usize::MAX);
     std::thread::scope(|scope| -> Result<()> {
         let seen = scope.spawn(|| watched.watch(OFTEN));
@@ -120,7 +120,7 @@ fn light(config: &Config, figures: &mut Figures) -> Result<()> {
 fn burst(config: &Config, figures: &mut Figures) -> Result<()> {
     let dir = config.temporary()?;
     let store = store(dir.path())?;
-    settle(&config.dir)?;
+    settle(config)?;
     let watched = Watched::new(&store, config.size.burst);
     std::thread::scope(|scope| -> Result<()> {
         let seen = scope.spawn(|| watched.watch(SELDOM));
@@ -228,7 +228,7 @@ fn full(config: &Config, figures: &mut Figures) -> Result<()> {
         put(&store, &mut key, member, member as u64)?;
     }
     store.flush()?;
-    settle(&config.dir)?;
+    settle(config)?;
 
     let ended = AtomicBool::new(false);
     let (puts, says) = std::thread::scope(|scope| {
@@ -259,7 +259,7 @@ fn full(config: &Config, figures: &mut Figures) -> Result<()> {
 fn floor(config: &Config, figures: &mut Figures) -> Result<()> {
     let dir = config.temporary()?;
     let floor = Floor::open(dir.path())?;
-    settle(&config.dir)?;
+    settle(config)?;
     let mut times = Vec::with_capacity(config.size.syncs);
     for _ in 0..config.size.syncs {
         let began = Instant::now();

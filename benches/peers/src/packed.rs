@@ -9,7 +9,6 @@
 use std::fs;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -17,10 +16,9 @@ use larder::{Layout, Store};
 
 use crate::input::{self, COLLECTIONS, KEY, Random, VALUE};
 use crate::measure::Samples;
-use crate::{Config, Result, machine, settle};
+use crate::{Config, Result, child, machine, settle};
 
-/// The argument with which the program calls itself.
-pub(crate) const STEP: &str = "--packed-step";
+pub(crate) const NAME: &str = "packed";
 
 /// The larger size takes part in so many rounds.
 const ROUNDS_OF_THE_LARGER: usize = 1;
@@ -90,7 +88,7 @@ impl Disk {
 }
 
 pub(crate) fn run(config: &Config) -> Result<()> {
-    let sizes = &config.size.packed[..config.size.sizes];
+    let sizes = &config.size.packed[..config.size.sizes.min(2)];
     let mut figures: [Figures; 2] = Default::default();
     for round in 0..config.size.rounds {
         for (which, (&members, figures)) in sizes.iter().zip(&mut figures).enumerate() {
@@ -227,28 +225,19 @@ impl Step {
     fn run<const N: usize>(self, config: &Config, round: usize, members: usize, dir: &Path) -> Result<[f64; N]> {
         let name = self.name();
         progress!(config, round, "packed, {members} members: {name}");
-        settle(&config.dir)?;
-        let run = config.size.run.as_millis();
-        let output = Command::new(std::env::current_exe()?)
-            .args([STEP, name, &members.to_string(), &run.to_string()])
-            .arg(dir)
-            .stderr(Stdio::inherit())
-            .output()?;
-        if !output.status.success() {
-            return Err(format!("packed, {name}: {}", output.status).into());
-        }
-        let figures =
-            str::from_utf8(&output.stdout)?.split_whitespace().map(str::parse).collect::<Result<Vec<_>, _>>()?;
-        figures.try_into().map_err(|got: Vec<f64>| format!("packed, {name}: {} figures, not {N}", got.len()).into())
+        settle(config)?;
+        let run = config.size.run.as_millis().to_string();
+        let path = dir.to_str().ok_or("the directory has no plain name")?;
+        child::exactly(NAME, &[name, &members.to_string(), &run, path])
     }
 }
 
-/// Does the step that is asked for, and prints its figures in one line. What cannot be found out is `NaN`.
-pub(crate) fn step(what: &[String]) -> Result<()> {
-    let [name, members, run, dir] = what else { return Err(format!("{STEP} is for peers itself").into()) };
+/// Does the step that is asked for, in a process of its own.
+pub(crate) fn part(what: &[String]) -> Result<Vec<f64>> {
+    let [name, members, run, dir] = what else { return Err("a step wants its name and three more".into()) };
     let (members, dir) = (members.parse()?, PathBuf::from(dir));
     let step = Step::ALL.into_iter().find(|step| step.name() == name).ok_or("there is no such step")?;
-    let figures = match step {
+    Ok(match step {
         Step::Put => put_all(&dir, members)?,
         Step::Overwrite => overwrite_and_compact(&dir, members, Duration::from_millis(run.parse()?))?,
         Step::Load => {
@@ -268,9 +257,7 @@ pub(crate) fn step(what: &[String]) -> Result<()> {
             vec![load]
         }
         Step::Cold => vec![f64::NAN],
-    };
-    println!("{}", figures.iter().map(f64::to_string).collect::<Vec<_>>().join(" "));
-    Ok(())
+    })
 }
 
 fn store_in(dir: &Path) -> PathBuf {

@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
+use fjall::{Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch, PersistMode};
 
-use super::{Contender, Peer, Writer, locked_version, sorted};
+use super::{Contender, Peer, Session, Work, locked_version, range_of, sorted, weight};
 use crate::Result;
 use crate::input::Member;
 use crate::measure::Lap;
@@ -14,24 +14,33 @@ pub(super) const CONTENDER: Contender = Contender {
     version: || locked_version("fjall"),
     durable: "one keyspace; a batch for each write, committed with `PersistMode::SyncData`",
     bulk: "`Keyspace::start_ingestion`, the keys sorted beforehand, which is in the time",
-    open: |dir, _| Ok(Box::new(Fjall::open(dir)?)),
+    unsynced: "`insert`, or a batch",
+    collections: "`prefix`; what it found is removed in a batch",
+    open: |dir, work| Ok(Box::new(Fjall::open(dir, work)?)),
+    makes_files: false,
 };
 
 struct Fjall {
     members: Keyspace,
     database: Database,
+    persist: Option<PersistMode>,
 }
 
 impl Fjall {
-    fn open(dir: &Path) -> Result<Fjall> {
+    fn open(dir: &Path, work: Work) -> Result<Fjall> {
         let database = Database::builder(dir.join("fjall")).open()?;
         let members = database.keyspace("members", KeyspaceCreateOptions::default)?;
-        Ok(Fjall { members, database })
+        let persist = (work == Work::Durable).then_some(PersistMode::SyncData);
+        Ok(Fjall { members, database, persist })
+    }
+
+    fn batch(&self) -> OwnedWriteBatch {
+        self.database.batch().durability(self.persist)
     }
 }
 
 impl Peer for Fjall {
-    fn writer(&self) -> Result<Box<dyn Writer + '_>> {
+    fn session(&self) -> Result<Box<dyn Session + '_>> {
         Ok(Box::new(self))
     }
 
@@ -43,34 +52,59 @@ impl Peer for Fjall {
         Ok(ingestion.finish()?)
     }
 
-    fn holds(&self, member: &Member) -> Result<bool> {
-        Ok(self.members.get(&member.key)?.is_some_and(|value| value[..] == member.value))
+    fn settle(&self) -> Result<()> {
+        Ok(self.database.persist(PersistMode::SyncAll)?)
     }
 
     fn read_all(&self) -> Result<usize> {
-        let mut bytes = 0;
+        let mut sum = 0;
         for entry in self.members.iter() {
             let (key, value) = entry.into_inner()?;
-            bytes += key.len() + usize::from(value[0] & 1) + value.len();
+            sum += weight(key.len(), &value);
         }
-        Ok(bytes)
+        Ok(sum)
     }
 
     /// Dropping is how fjall is closed.
     fn close(self: Box<Self>) -> Result<()> {
-        let Fjall { members, database } = *self;
-        drop(members);
         // What would go wrong from here on is told to nobody.
-        database.persist(PersistMode::SyncAll)?;
-        drop(database);
-        Ok(())
+        self.settle()
     }
 }
 
-impl Writer for &Fjall {
+impl Session for &Fjall {
     fn put(&mut self, key: &str, value: &[u8]) -> Result<()> {
-        let mut batch = self.database.batch().durability(Some(PersistMode::SyncData));
-        batch.insert(&self.members, key, value);
+        match self.persist {
+            Some(_) => self.put_batch(&[(key, value)]),
+            None => Ok(self.members.insert(key, value)?),
+        }
+    }
+
+    fn put_batch(&mut self, members: &[(&str, &[u8])]) -> Result<()> {
+        let mut batch = self.batch();
+        for &(key, value) in members {
+            batch.insert(&self.members, key, value);
+        }
+        Ok(batch.commit()?)
+    }
+
+    fn get(&mut self, key: &str, show: &mut dyn FnMut(&[u8])) -> Result<bool> {
+        Ok(self.members.get(key)?.map(|value| show(&value)).is_some())
+    }
+
+    fn get_all(&mut self, collection: &str, show: &mut dyn FnMut(&[u8], &[u8])) -> Result<()> {
+        for entry in self.members.prefix(range_of(collection).start) {
+            let (key, value) = entry.into_inner()?;
+            show(&key, &value);
+        }
+        Ok(())
+    }
+
+    fn delete_all(&mut self, collection: &str) -> Result<()> {
+        let mut batch = self.batch();
+        for entry in self.members.prefix(range_of(collection).start) {
+            batch.remove(&self.members, entry.key()?);
+        }
         Ok(batch.commit()?)
     }
 }

@@ -5,7 +5,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Mutex;
 
-use super::{Contender, Peer, Writer};
+use super::{Contender, Peer, Session};
 use crate::Result;
 use crate::input::Member;
 use crate::measure::Lap;
@@ -16,7 +16,10 @@ pub(super) const CONTENDER: Contender = Contender {
     durable: "one thread; a record of 130 bytes is appended, and `fdatasync`; the file was written to its size, with zeros, \
               beforehand",
     bulk: "the same records, appended 1 MiB at a time, and one `fdatasync`",
+    unsynced: "",
+    collections: "",
     open: |dir, _| Ok(Box::new(Floor::open(dir)?)),
+    makes_files: false,
 };
 
 /// A key of 25 bytes, a value of 100, and five for a length and the like.
@@ -72,7 +75,7 @@ fn record(key: &str, value: &[u8]) -> [u8; RECORD] {
 }
 
 impl Peer for Floor {
-    fn writer(&self) -> Result<Box<dyn Writer + '_>> {
+    fn session(&self) -> Result<Box<dyn Session + '_>> {
         Ok(Box::new(self))
     }
 
@@ -86,6 +89,10 @@ impl Peer for Floor {
             piece.extend(record(key, value));
         }
         self.append(&piece)?;
+        self.settle()
+    }
+
+    fn settle(&self) -> Result<()> {
         Ok(self.file.sync_data()?)
     }
 
@@ -103,8 +110,12 @@ impl Peer for Floor {
     }
 }
 
-impl Writer for &Floor {
+impl Session for &Floor {
     fn put(&mut self, key: &str, value: &[u8]) -> Result<()> {
         self.append_durably(&record(key, value))
+    }
+
+    fn get(&mut self, _key: &str, _show: &mut dyn FnMut(&[u8])) -> Result<bool> {
+        Err("it cannot look anything up".into())
     }
 }
