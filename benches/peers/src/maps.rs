@@ -175,14 +175,19 @@ pub(crate) fn named(name: &str) -> Result<&'static MapContender> {
 /// Maps of a struct, in the order of [`ALL`], those that make sense for one.
 pub(crate) fn typed<T: Typed>(dir: &Path, value: &T) -> Result<Vec<(&'static str, Box<dyn Map>)>> {
     let value = || value.clone();
+    let on_disk = typed_on_disk(dir, value())?;
     Ok(vec![
         ("larder, handles", Box::new(Handles::new(Store::in_memory(), value())?)),
-        ("larder, handles, packed", Box::new(Handles::new(packed(dir)?, value())?)),
+        ("larder, handles, packed", on_disk),
         ("std", Box::new(Std { map: RwLock::default(), value: value() })),
         ("dashmap", Box::new(Dash { map: DashMap::default(), value: value() })),
         ("papaya", Box::new(Papaya { map: papaya::HashMap::default(), value: value() })),
         ("scc", Box::new(Scc { map: scc::HashMap::default(), value: value() })),
     ])
+}
+
+pub(crate) fn typed_on_disk<T: Typed>(dir: &Path, value: T) -> Result<Box<dyn Map>> {
+    Ok(Box::new(Handles::new(packed(dir)?, value)?))
 }
 
 // ---- the contenders ----

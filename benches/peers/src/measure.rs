@@ -103,13 +103,6 @@ impl Table {
         Table { head: head.to_owned(), columns: self.rows.iter().map(|(name, _)| name.clone()).collect(), rows }
     }
 
-    /// One figure that is known to be there.
-    pub(crate) fn cell(&self, row: &str, column: &str) -> &Samples {
-        let (_, row) = self.rows.iter().find(|(name, _)| name == row).expect("there is such a row");
-        let place = self.columns.iter().position(|name| name == column).expect("there is such a column");
-        &row[place]
-    }
-
     pub(crate) fn print(&self, decimals: usize) {
         let columns = self.head.matches(" | ").count() + 1 + self.columns.len();
         println!("\n| {} | {} |", self.head, self.columns.join(" | "));
