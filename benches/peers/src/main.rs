@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! cargo run --release                      # everything: two to three hours, 10 GB of disk, 8 GB of memory
-//! cargo run --release -- --quick           # one round of everything, smaller: minutes
+//! cargo run --release -- --quick           # one round of everything, smaller: four minutes
 //! cargo run --release -- --only durable    # one section; may be given more than once
 //! cargo run --release -- --dir /mnt/disk   # another file system than that of the current directory
 //! cargo run --release -- --sizes 1         # of the section packed the smaller size alone, of growth so many sizes
