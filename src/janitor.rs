@@ -29,8 +29,11 @@ use crate::value::{Member, Value};
 /// How long the janitor lets keys come together once it has one.
 const GATHER: Duration = Duration::from_millis(1);
 
-/// The most keys, and about the most bytes, in one batch.
-const BATCH_KEYS: usize = 4096;
+/// The most keys that are drained from the channel at once: the more, the more of them are of one shard.
+const ROUND_KEYS: usize = 32768;
+
+/// The most keys, and about the most bytes, in one batch: what is done to each of them several times stays in the cache.
+const BATCH_KEYS: usize = 2048;
 const BATCH_BYTES: usize = 8 << 20;
 
 /// The wait after a first failure, and the longest one.
@@ -559,7 +562,7 @@ impl Janitor {
     /// Takes what is in the channel, as much as one batch holds. True if there was anything.
     fn drain(&mut self) -> bool {
         let mut any = false;
-        while self.fresh.len() < BATCH_KEYS {
+        while self.fresh.len() < ROUND_KEYS {
             match self.inbox.try_recv() {
                 Ok(message) => {
                     any = true;
@@ -645,7 +648,7 @@ impl Janitor {
             keys.extend(self.unencodable.iter().cloned());
         }
         let mut outcome = Ok(());
-        let mut keys = VecDeque::from(keys);
+        let mut keys = VecDeque::from(self.by_place(keys));
         // What is fresh is there once: its mark is set still. What is retried may be fresh, too.
         // So may what was left over, whose mark a transaction has taken.
         let may_repeat = !self.pending.is_empty() || !self.unencodable.is_empty() || self.left_over;
@@ -678,6 +681,22 @@ impl Janitor {
         outcome
     }
 
+    /// Those of one shard together, if there are many.
+    fn by_place(&self, mut keys: Vec<KeyId>) -> Vec<KeyId> {
+        const MANY: usize = 64;
+        if keys.len() < MANY {
+            return keys;
+        }
+        let mut shelves: HashMap<u32, Arc<Shelves>> = HashMap::default();
+        let place = |(index, (id, member)): (usize, &KeyId)| {
+            let shelves = shelves.entry(*id).or_insert_with(|| self.engine().registry.by_id(*id));
+            (*id, shelves.current().place(member), index)
+        };
+        let mut order: Vec<(u32, u32, usize)> = keys.iter().enumerate().map(place).collect();
+        order.sort_unstable();
+        order.into_iter().map(|(.., index)| std::mem::take(&mut keys[index])).collect()
+    }
+
     /// Clears the marks of as many of these keys as one batch holds, and reads what they marked. Those it does not come to
     /// stay where they are.
     fn take(
@@ -687,8 +706,6 @@ impl Janitor {
         buffer: &mut Vec<u8>,
     ) -> Vec<(KeyId, Option<Load>)> {
         let mut chunk: Vec<KeyId> = keys.drain(..keys.len().min(BATCH_KEYS)).collect();
-        // Those of one collection together.
-        chunk.sort_unstable_by_key(|(collection, _)| *collection);
         let mut loads = Vec::with_capacity(chunk.len());
         let (mut untaken, mut start, mut bytes) = (Vec::new(), 0, 0);
         for some in chunk.chunk_by(|(a, _), (b, _)| a == b) {

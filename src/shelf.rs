@@ -201,6 +201,8 @@ pub(crate) trait AnyShelf: Send + Sync {
     fn names(&self, cursor: u64, out: &mut Vec<Member>) -> Result<Option<u64>, Refused>;
     fn tally(&self) -> Result<(usize, u64), Refused>;
     fn barrier(&self);
+    /// See [`Table::place`].
+    fn place(&self, member: &str) -> u32;
     /// Clears the marks of those that are `left` of these members, and reads what they marked: see [`Table::take_many`].
     /// What has to be encoded is appended to the buffer.
     fn take(
@@ -403,6 +405,10 @@ impl<V: Stored> AnyShelf for Shelf<V> {
 
     fn barrier(&self) {
         self.table.barrier();
+    }
+
+    fn place(&self, member: &str) -> u32 {
+        self.table.place(member)
     }
 
     fn take(

@@ -1211,8 +1211,13 @@ impl<V: Stored> Table<V> {
         })
     }
 
-    /// As [`take`](Self::take), of those that are `left` of these members: shard by shard, some at once, so that one lock
-    /// serves for them and their ways to memory overlap. Calls `each` with nothing locked, in any order, until it returns
+    /// The number of a member's shard, as far as can be seen without a lock: to sort by.
+    pub(crate) fn place(&self, member: &str) -> u32 {
+        self.find_shard(shard_bits(self.hash(member))).0
+    }
+
+    /// As [`take`](Self::take), of those that are `left` of these members: some at once where neighbours are of one shard, so
+    /// that one lock serves for them and their ways to memory overlap. Calls `each` with nothing locked until it returns
     /// false; those it was called with are not left any more.
     pub(crate) fn take_many(
         &self,
@@ -1227,8 +1232,7 @@ impl<V: Stored> Table<V> {
             let hash = self.hash(members[at]);
             (self.find_shard(shard_bits(hash)).0, hash, at)
         };
-        let mut all: Vec<_> = left.drain(..).map(wanted).collect();
-        all.sort_unstable_by_key(|(number, ..)| *number);
+        let all: Vec<_> = left.drain(..).map(wanted).collect();
         let mut rest = &all[..];
         let mut taken = Vec::with_capacity(AT_ONCE);
         let mut done = Ok(());
@@ -1589,6 +1593,63 @@ mod tests {
             put(&table, &number.to_string(), "12345678", &ledger);
         }
         (table, ledger)
+    }
+
+    #[test]
+    fn many_are_taken_once_each_wherever_they_are_until_somebody_has_enough() {
+        let (table, ledger) = filled(1000);
+        let at_risk = |table: &Table<Value>| table.lock_all().iter().map(|(_, inner)| inner.at_risk).sum::<usize>();
+        let names: Vec<Member> = (0..1000).chain([5, 5]).map(|n: i32| Member::from(n.to_string())).collect();
+        let members: Vec<&Member> = names.iter().collect();
+        assert_eq!(at_risk(&table), members[..1000].iter().map(|name| name.len() + 8).sum::<usize>());
+
+        // Eight of what was in the first shard, before it split.
+        let hash = |at: usize| table.hash(members[at]);
+        let wanted: Vec<_> = (0..8).map(|at| (0, hash(at), at)).collect();
+        let mut taken = Vec::new();
+        table.take_together(0, &members, &wanted, &mut taken).unwrap();
+        assert!(taken.iter().all(|(_, taken)| taken.as_ref().is_some_and(|taken| taken.stamp.dirty())));
+        assert_eq!(taken.len(), 8);
+        // One twice under one lock.
+        let twice = [(table.place(members[7]), hash(7), 7); 2];
+        put(&table, "7", "1", &ledger);
+        taken.clear();
+        table.take_together(twice[0].0, &members, &twice, &mut taken).unwrap();
+        let charges: Vec<_> = taken.iter().map(|(_, taken)| taken.as_ref().unwrap().charge).collect();
+        assert_eq!(charges, [2, 0]);
+        put(&table, "3", "123456789", &ledger);
+
+        let (mut left, mut met, mut charged) = ((0..1002).collect(), Vec::new(), 0);
+        let mut take = |left: &mut Vec<usize>, enough: usize| {
+            let done = table.take_many(&members, left, |at, taken| {
+                let taken = taken.unwrap();
+                charged += taken.charge;
+                assert_eq!(taken.charge > 0, taken.stamp.dirty(), "{at}");
+                assert_eq!(taken.stamp.dirty(), at < 1000 && (at == 3 || at > 7), "{at}");
+                met.push(at);
+                met.len() < enough
+            });
+            done.unwrap();
+        };
+        take(&mut left, 100);
+        assert!((886..=902).contains(&left.len()), "{}", left.len());
+        take(&mut left, usize::MAX);
+        assert!(left.is_empty());
+        met.sort_unstable();
+        assert_eq!(met, (0..1002).collect::<Vec<_>>());
+        assert_eq!(charged, 10 + (8..1000).map(|at| members[at].len() + 8).sum::<usize>());
+        assert_eq!(at_risk(&table), 0);
+
+        // What is not there is told.
+        let nobody = Member::from("nobody");
+        let mut none = Vec::new();
+        table
+            .take_many(&[&nobody], &mut vec![0], |at, taken| {
+                none.push((at, taken.is_none()));
+                true
+            })
+            .unwrap();
+        assert_eq!(none, [(0, true)]);
     }
 
     fn walk(table: &Table<Value>) -> Vec<String> {
