@@ -14,20 +14,40 @@ pub const MAX_VALUE: usize = 1 << 30;
 /// Splits `key` into collection and member, both checked.
 #[inline]
 pub(crate) fn split(key: &str) -> Result<(&str, &str)> {
-    let invalid = |rule| Err(Error::InvalidKey { key: key.to_owned(), rule });
-    if key.is_empty() {
-        return invalid("a key is not empty");
+    if let Some(slash) = first_slash(key.as_bytes()) {
+        let (collection, member) = (&key[..slash], &key[slash + 1..]);
+        if broken_by_collection(collection).is_none() && broken_by_member(member).is_none() {
+            return Ok((collection, member));
+        }
     }
-    let Some(slash) = first_slash(key.as_bytes()) else {
-        return invalid("a key is \"collection/member\", and this one names a collection only");
+    Err(invalid(key))
+}
+
+/// Why a key is none.
+#[cold]
+fn invalid(key: &str) -> Error {
+    let rule = match key.split_once('/') {
+        _ if key.is_empty() => Some("a key is not empty"),
+        None => Some("a key is \"collection/member\", and this one names a collection only"),
+        Some((collection, member)) => broken_by_collection(collection).or_else(|| broken_by_member(member)),
     };
-    let (collection, member) = (&key[..slash], &key[slash + 1..]);
-    if let Some(rule) = broken_by_collection(collection) {
-        return invalid(rule);
+    Error::InvalidKey { key: key.to_owned(), rule: rule.unwrap_or_default() }
+}
+
+/// Whether two names are the same. They are short: to compare what they begin with and what they end with is quicker than a
+/// call that is made for long texts.
+#[inline]
+pub(crate) fn is_same(a: &str, b: &str) -> bool {
+    let (a, b) = (a.as_bytes(), b.as_bytes());
+    if a.len() != b.len() {
+        return false;
     }
-    match broken_by_member(member) {
-        Some(rule) => invalid(rule),
-        None => Ok((collection, member)),
+    match (a.first_chunk::<8>(), b.first_chunk::<8>(), a.last_chunk::<8>(), b.last_chunk::<8>()) {
+        (Some(a_first), Some(b_first), Some(a_last), Some(b_last)) if a.len() <= 16 => {
+            u64::from_ne_bytes(*a_first) == u64::from_ne_bytes(*b_first)
+                && u64::from_ne_bytes(*a_last) == u64::from_ne_bytes(*b_last)
+        }
+        _ => a == b,
     }
 }
 
@@ -73,10 +93,10 @@ pub(crate) fn join(collection: &str, member: &str) -> String {
 
 #[inline]
 pub(crate) fn broken_by_collection(name: &str) -> Option<&'static str> {
-    match name {
-        "" => Some("the collection's name is not empty"),
-        "." | ".." => Some("a collection is not named \".\" or \"..\""),
-        _ if name.len() > MAX_COLLECTION => Some("the collection's name is at most 255 bytes"),
+    match name.len() {
+        0 => Some("the collection's name is not empty"),
+        1 | 2 if matches!(name, "." | "..") => Some("a collection is not named \".\" or \"..\""),
+        length if length > MAX_COLLECTION => Some("the collection's name is at most 255 bytes"),
         _ => None,
     }
 }
@@ -109,6 +129,21 @@ mod tests {
                 let key = format!("{before}/{other}/{other}");
                 assert_eq!(first_slash(key.as_bytes()), Some(before.len()), "{key:?}");
                 assert_eq!(first_slash(before.as_bytes()), None, "{before:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn names_are_the_same_when_every_byte_is() {
+        let text = "abcdefghijklmnopqrstuvwxyz";
+        for length in 0..text.len() {
+            let name = &text[..length];
+            assert!(is_same(name, &name.to_owned()));
+            assert!(!is_same(name, &text[..length + 1]) && !is_same(&text[..length + 1], name));
+            for at in 0..length {
+                let mut other = name.to_owned();
+                other.replace_range(at..=at, "_");
+                assert!(!is_same(name, &other) && !is_same(&other, name), "{other}");
             }
         }
     }

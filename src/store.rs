@@ -452,7 +452,11 @@ impl Store {
         let mut all = Vec::new();
         let mut walk = self.iter(collection)?;
         while walk.fill()? {
-            all.append(&mut walk.ready);
+            if all.is_empty() {
+                std::mem::swap(&mut all, &mut walk.ready);
+            } else {
+                all.append(&mut walk.ready);
+            }
         }
         Ok(all)
     }

@@ -11,6 +11,8 @@ use std::ops::Deref;
 use smol_str::SmolStr;
 use triomphe::ThinArc;
 
+use crate::key;
+
 /// A stored value: immutable bytes, cheap to clone, and still there after the member is overwritten or deleted.
 ///
 /// ```
@@ -281,8 +283,9 @@ impl From<Member> for String {
 }
 
 impl PartialEq<str> for Member {
+    #[inline]
     fn eq(&self, other: &str) -> bool {
-        **self == *other
+        key::is_same(self, other)
     }
 }
 

@@ -86,17 +86,33 @@ pub(crate) enum Refused {
 pub(crate) trait Stored: Clone + Send + Sync + 'static {
     /// Its size in bytes, exact or estimated, the same at every call.
     fn weight(&self) -> usize;
+
+    /// Something that is read where it lies: whoever is about to share many of them reads it of all, so that their ways to
+    /// memory overlap. To share one is to write there, and a processor does one such write after the other.
+    fn touch(&self) -> usize;
 }
 
 impl Stored for Value {
+    #[inline]
     fn weight(&self) -> usize {
+        self.len()
+    }
+
+    #[inline]
+    fn touch(&self) -> usize {
         self.len()
     }
 }
 
 impl<T: Send + Sync + 'static> Stored for std::sync::Arc<T> {
+    #[inline]
     fn weight(&self) -> usize {
         size_of::<T>()
+    }
+
+    #[inline]
+    fn touch(&self) -> usize {
+        std::sync::Arc::strong_count(self)
     }
 }
 

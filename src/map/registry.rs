@@ -7,6 +7,7 @@
 use std::sync::{Arc, OnceLock};
 
 use super::table::hash_name;
+use crate::key;
 use crate::sync::{Mutex, NameHasher};
 
 /// Slots in the first level, as a power of two.
@@ -50,7 +51,7 @@ impl<C: Named> Registry<C> {
         for level in &self.levels {
             for slot in Self::tried(level.get()?, hash) {
                 let found = slot.get()?;
-                if found.name() == name {
+                if key::is_same(found.name(), name) {
                     return Some(found);
                 }
             }

@@ -183,6 +183,11 @@ pub(crate) struct Table<V> {
     copied: AtomicU64,
 }
 
+/// See [`Stored::touch`].
+fn touch<'a, V: Stored>(slots: impl Iterator<Item = &'a Slot<V>>) {
+    std::hint::black_box(slots.filter_map(|slot| Some(slot.value.as_ref()?.touch())).sum::<usize>());
+}
+
 fn held<V: Stored>(value: &V) -> Held {
     Box::new(value.clone())
 }
@@ -1262,13 +1267,14 @@ impl<V: Stored> Table<V> {
             if self.has_moved() || wanted.iter().any(|(_, hash, _)| !Self::holds(shard, number, shard_bits(*hash))) {
                 return false;
             }
-            // Finds them all first, and looks at their values: nothing of one waits for another.
+            // Finds them all first: nothing of one waits for another.
             let Inner { slots, at_risk, deadlines, .. } = &mut *inner;
             let find = |(_, hash, at): &(u32, u64, usize)| {
                 let bucket = slots.find_bucket_index(*hash, |slot| slot.member == *members[*at])?;
                 Some((bucket, slots.get_bucket(bucket)?.at_risk()))
             };
             let found: Vec<_> = wanted.iter().map(find).collect();
+            touch(found.iter().flatten().filter_map(|(bucket, _)| slots.get_bucket(*bucket)));
             for ((.., at), found) in wanted.iter().zip(found) {
                 let slot = found.and_then(|(bucket, charge)| Some((slots.get_bucket_mut(bucket)?, charge)));
                 let take = |(slot, charge): (&mut Slot<V>, usize)| {
@@ -1370,6 +1376,7 @@ impl<V: Stored> Table<V> {
         done: impl Fn(u64),
     ) -> Result<Option<u64>, Refused> {
         self.scan_with(cursor, |inner, next| {
+            touch(inner.slots.iter());
             for slot in &inner.slots {
                 if let Some(value) = slot.value.as_ref().filter(|_| all || inner.shows(slot, &self.clock)) {
                     pick(&slot.member, value, slot.stamp, inner.deadline(slot));
