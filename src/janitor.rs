@@ -743,7 +743,7 @@ impl Janitor {
         let mut taken = Vec::with_capacity(loads.len());
         // What the bytes not yet durable change by: told once for the batch, for it is where all writers meet.
         let mut charged = 0;
-        let mut codec = (0, engine.codec_name(0));
+        let mut codecs: Vec<(u8, Arc<str>)> = Vec::new();
         for (key, load) in loads {
             // Most of the time these are empty, and not worth a hash.
             let held_before = if self.pending.is_empty() { None } else { self.pending.remove(&key) };
@@ -773,10 +773,12 @@ impl Janitor {
             self.encodes(&key);
             let charge = key.1.len() + load.payload.size();
             charged += charge as isize - (held_before + load.charge as isize);
-            if codec.0 != load.codec_id {
-                codec = (load.codec_id, engine.codec_name(load.codec_id));
-            }
-            taken.push((key, load, charge, codec.1.clone()));
+            let known = codecs.iter().position(|(id, _)| *id == load.codec_id);
+            let codec = known.unwrap_or_else(|| {
+                codecs.push((load.codec_id, engine.codec_name(load.codec_id)));
+                codecs.len() - 1
+            });
+            taken.push((key, load, charge, codec));
         }
         engine.adjust_unsaved(charged);
 
@@ -809,9 +811,14 @@ impl Janitor {
         for (id, version) in &clears {
             batch.push(Change::Clear { collection: collections[id].name(), version: *version });
         }
+        let mut named: Option<(u32, &str)> = None;
         for (key, load, _, codec) in &taken {
-            let (collection, member, version) = (collections[&key.0].name(), key.1.as_str(), load.version);
-            let deadline = load.deadline;
+            // They come collection by collection.
+            let (_, collection) = match named {
+                Some(same) if same.0 == key.0 => same,
+                _ => *named.insert((key.0, collections[&key.0].name())),
+            };
+            let (member, version, deadline, codec) = (key.1.as_str(), load.version, load.deadline, &codecs[*codec].1);
             batch.push(match &load.payload {
                 Payload::Shared(value) => Change::Put { collection, member, version, deadline, codec, value },
                 Payload::Encoded(range) => {

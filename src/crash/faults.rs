@@ -128,12 +128,14 @@ impl Faulted<'_> {
     }
 
     /// Does one operation that does not end the store. Whether everything is promised.
-    fn act(&self, store: &Store, number: usize, act: &Act) -> Result<bool, Broken> {
+    fn act(&self, store: &Store, history: &History, number: usize) -> Result<bool, Broken> {
+        let act = &history.workload[number];
         if *act == Act::Flush {
             return self.flush(store);
         }
-        // Nobody waits until the removal of what has expired is durable.
-        let waits = self.setting.immediate && !matches!(act, Act::Pass(_));
+        // Nobody waits until the removal of what has expired is durable, and what changes nothing may wait for nothing.
+        let writes = history.numbers(number + 1) > history.numbers(number);
+        let waits = self.setting.immediate && writes && !matches!(act, Act::Pass(_));
         match act_on(store, &self.clock, number, act) {
             Ok(()) => Ok(waits && store.health().is_well()),
             Err(error) if self.setting.immediate => self.expect_told(&error).map(|()| false),
@@ -159,7 +161,7 @@ impl Faulted<'_> {
                 }
                 swept(&now.store).map_err(|error| Broken::new(HEALS, error.to_string()))?;
             } else {
-                if self.act(&now.store, number, act)? {
+                if self.act(&now.store, &history, number)? {
                     self.sim.mark(Mark::Promised(number + 1));
                 }
                 self.agree(&now.store, &history.after(number + 1))?;

@@ -132,7 +132,7 @@ impl<V> Inner<V> {
     /// Whether a slot's member is there to be seen: it has a value, and its deadline has not come.
     #[inline]
     fn shows(&self, slot: &Slot<V>, clock: &Clock) -> bool {
-        slot.value.is_some() && (!slot.stamp.expires() || self.deadline(slot).is_none_or(|at| at > clock.reached()))
+        slot.value.is_some() && (!slot.stamp.expires() || self.shows_at(slot, clock.reached()))
     }
 
     /// The same at a time.
