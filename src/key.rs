@@ -38,15 +38,15 @@ fn invalid(key: &str) -> Error {
 /// call that is made for long texts.
 #[inline]
 pub(crate) fn is_same(a: &str, b: &str) -> bool {
-    let (a, b) = (a.as_bytes(), b.as_bytes());
-    if a.len() != b.len() {
-        return false;
+    #[inline]
+    fn ends<const N: usize>(name: &[u8]) -> Option<(&[u8; N], &[u8; N])> {
+        Some((name.first_chunk()?, name.last_chunk()?))
     }
-    match (a.first_chunk::<8>(), b.first_chunk::<8>(), a.last_chunk::<8>(), b.last_chunk::<8>()) {
-        (Some(a_first), Some(b_first), Some(a_last), Some(b_last)) if a.len() <= 16 => {
-            u64::from_ne_bytes(*a_first) == u64::from_ne_bytes(*b_first)
-                && u64::from_ne_bytes(*a_last) == u64::from_ne_bytes(*b_last)
-        }
+    let (a, b) = (a.as_bytes(), b.as_bytes());
+    match a.len() {
+        length if length != b.len() => false,
+        8..=16 => ends::<8>(a) == ends(b),
+        17..=32 => ends::<16>(a) == ends(b),
         _ => a == b,
     }
 }
@@ -135,7 +135,7 @@ mod tests {
 
     #[test]
     fn names_are_the_same_when_every_byte_is() {
-        let text = "abcdefghijklmnopqrstuvwxyz";
+        let text = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKL";
         for length in 0..text.len() {
             let name = &text[..length];
             assert!(is_same(name, &name.to_owned()));
