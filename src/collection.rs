@@ -14,7 +14,7 @@ use crate::core::{Engine, Lane};
 use crate::error::{Error, Result};
 use crate::janitor::{Concern, Exhibit, Msg};
 use crate::key;
-use crate::map::{Found, Named, New, Only, Refused, Table, Until};
+use crate::map::{Done, Found, Named, New, Only, Refused, Table, Until};
 use crate::shelf::{AnyShelf, Form, How, Shelf, Shelves, Stop};
 use crate::store::Handle;
 use crate::sync::bounded;
@@ -253,10 +253,11 @@ impl<T: Send + Sync + 'static> Collection<T> {
     pub fn put_shared(&self, member: impl AsRef<str>, value: Arc<T>) -> Result<Option<Arc<T>>> {
         let member = member.as_ref();
         key::check_member(self.name(), member)?;
-        let mut new = self.to_put(value);
+        let (mut new, mut done) = (self.to_put(value), Done::nothing());
         self.write(self.one(member), |lane| {
-            Ok(self.shelf.put_in(self.name(), member, &mut new, How::always(Until::Removed), lane)?.old)
-        })
+            self.shelf.put_in(self.name(), member, &mut new, How::always(Until::Removed), lane, &mut done)
+        })?;
+        Ok(done.old)
     }
 
     /// Puts a value in place that expires: when so much time has passed the member is gone from every read. A later put
@@ -285,10 +286,11 @@ impl<T: Send + Sync + 'static> Collection<T> {
         let member = member.as_ref();
         key::check_member(self.name(), member)?;
         let until = Until::At(self.handle.deadline_after(ttl)?);
-        let mut new = self.to_put(Arc::new(value));
+        let (mut new, mut done) = (self.to_put(Arc::new(value)), Done::nothing());
         self.write(self.one(member), |lane| {
-            Ok(self.shelf.put_in(self.name(), member, &mut new, How::always(until), lane)?.old)
-        })
+            self.shelf.put_in(self.name(), member, &mut new, How::always(until), lane, &mut done)
+        })?;
+        Ok(done.old)
     }
 
     /// How long the member has left; `None` if it has no deadline, or is not there.

@@ -319,7 +319,8 @@ impl<V: Stored> AnyShelf for Shelf<V> {
             .decode(value)
             .map_err(|source| Error::codec("decode", key::join(collection, member), self.form.codec, source))?;
         let mut new = New::put(decoded, self.form.codec_id.unwrap_or(codec_id));
-        let done = self.put_in(collection, member, &mut new, how, ledger)?;
+        let mut done = Done::nothing();
+        self.put_in(collection, member, &mut new, how, ledger, &mut done)?;
         Ok(Done::new(self.shown(collection, member, done.old)?, done.version))
     }
 
@@ -560,10 +561,11 @@ impl<V: Stored> Shelf<V> {
         new: &mut New<V>,
         how: How,
         ledger: &(impl Ledger + ?Sized),
-    ) -> Result<Done<V>, Stop> {
-        match self.table.put_only(member, new, how.until, how.only, ledger) {
+        done: &mut Done<V>,
+    ) -> Result<(), Stop> {
+        match self.table.put_only(member, new, how.until, how.only, ledger, done) {
             Err(Refused::Duplicate) => Err(duplicate(collection, new.take_duplicate()).into()),
-            done => Ok(done?),
+            put => Ok(put?),
         }
     }
 

@@ -417,12 +417,16 @@ impl Store {
         core.check_size(collection, member, value.len())?;
         let shelves = engine.shelves(collection);
         let lane = core.lane(engine, shelves);
-        let mut new = New::put(value, codec);
+        let (mut new, mut done) = (New::put(value, codec), Done::nothing());
         let concern = || Concern::Member { collection: shelves.id, member: Member::from(member) };
         core.write(engine, concern, || match (shelves.typed.get(), &new.value) {
-            (Some(typed), Some(value)) => typed.put(collection, member, value, codec, how, &lane),
-            _ => Ok(shelves.raw.table.put_only(member, &mut new, how.until, how.only, &lane)?),
-        })
+            (Some(typed), Some(value)) => {
+                done = typed.put(collection, member, value, codec, how, &lane)?;
+                Ok(())
+            }
+            _ => Ok(shelves.raw.table.put_only(member, &mut new, how.until, how.only, &lane, &mut done)?),
+        })?;
+        Ok(done)
     }
 
     /// Deletes a member, and returns the value that was there.

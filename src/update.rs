@@ -179,10 +179,11 @@ impl<T: Send + Sync + 'static> Collection<T> {
 
     fn put_how(&self, member: &str, value: Arc<T>, until: Until, only: Only) -> Result<Done<Arc<T>>> {
         key::check_member(self.name(), member)?;
-        let mut new = self.to_put(value);
+        let (mut new, mut done) = (self.to_put(value), Done::nothing());
         self.write(self.one(member), |lane| {
-            self.shelf().put_in(self.name(), member, &mut new, How { until, only }, lane)
-        })
+            self.shelf().put_in(self.name(), member, &mut new, How { until, only }, lane, &mut done)
+        })?;
+        Ok(done)
     }
 
     fn delete_only(&self, member: &str, only: Only) -> Result<Done<Arc<T>>> {

@@ -853,7 +853,8 @@ impl<V: Stored> Table<V> {
         missing
     }
 
-    /// Puts a value in place, if the member is as it is to be.
+    /// Puts a value in place, if the member is as it is to be. What was done is written to where it is wanted: to hand it up
+    /// through one result after the other costs as much as the put.
     #[inline]
     pub(crate) fn put_only(
         &self,
@@ -862,26 +863,24 @@ impl<V: Stored> Table<V> {
         until: Until,
         only: Only,
         ledger: &(impl Ledger + ?Sized),
-    ) -> Result<Done<V>, Refused> {
+        done: &mut Done<V>,
+    ) -> Result<(), Refused> {
         if (until, only) == (Until::Removed, Only::Always) {
             let hash = self.hash(member);
-            let done = self.write(hash, |inner| match self.overwrite(inner, hash, member, new, ledger) {
-                Ok(None) => self.put_rarely(inner, hash, member, new, ledger),
-                Ok(Some(done)) => Ok(done),
-                Err(refused) => Err(refused),
-            })?;
-            if !matches!(done, Err(Refused::Stale)) {
-                return done;
+            let put = self.write(hash, |inner| self.overwrite(inner, hash, member, new, ledger, done))?;
+            if put != Err(Refused::Stale) {
+                return put;
             }
         }
         let decide = |seen: Option<Seen<'_, V>>, _: &mut Option<V>| {
             if only.allows(seen.as_ref()) { Act::Put(until) } else { Act::Leave }
         };
-        self.change(member, new, ledger, decide)
+        *done = self.change(member, new, ledger, decide)?;
+        Ok(())
     }
 
-    /// What most puts are, and nothing else: a value in the place of another, neither with a deadline, in a table that has
-    /// no index and that nobody watches. `None` if it is anything else, which [`change_in`](Self::change_in) does.
+    /// What most puts are: a value in the place of another, neither with a deadline, in a table that has no index and that
+    /// nobody watches. Anything else [`change_in`](Self::change_in) does.
     #[inline]
     fn overwrite(
         &self,
@@ -890,13 +889,15 @@ impl<V: Stored> Table<V> {
         member: &str,
         new: &mut New<V>,
         ledger: &(impl Ledger + ?Sized),
-    ) -> Result<Option<Done<V>>, Refused> {
+        done: &mut Done<V>,
+    ) -> Result<(), Refused> {
         ledger.check_open()?;
-        let Some(slot) = inner.slots.find_mut(hash, |slot| slot.member == *member) else { return Ok(None) };
-        let (Some(old), Some(value)) = (&mut slot.value, &mut new.value) else { return Ok(None) };
-        if slot.stamp.expires() || self.indexed.load(Ordering::Relaxed) > 0 || ledger.is_watched() {
-            return Ok(None);
-        }
+        let found = inner.slots.find_mut(hash, |slot| slot.member == *member);
+        let plain = found.filter(|slot| !slot.stamp.expires() && slot.value.is_some());
+        let (Some(slot), false, false) = (plain, self.indexed.load(Ordering::Relaxed) > 0, ledger.is_watched()) else {
+            return self.put_rarely(inner, hash, member, new, ledger, done);
+        };
+        let (Some(old), Some(value)) = (&mut slot.value, &mut new.value) else { return Ok(()) };
         let (weight, old_weight) = (value.weight(), old.weight());
         let persists = ledger.persists();
         if persists {
@@ -917,7 +918,8 @@ impl<V: Stored> Table<V> {
         if persists && !old_stamp.dirty() {
             ledger.dirty(&slot.member);
         }
-        Ok(Some(Done::new(old_value, version)))
+        (done.old, done.version) = (old_value, version);
+        Ok(())
     }
 
     #[inline(never)]
@@ -928,8 +930,10 @@ impl<V: Stored> Table<V> {
         member: &str,
         new: &mut New<V>,
         ledger: &(impl Ledger + ?Sized),
-    ) -> Result<Done<V>, Refused> {
-        self.change_in(inner, hash, member, new, &mut Vec::new(), ledger, |_, _| Act::Put(Until::Removed))
+        done: &mut Done<V>,
+    ) -> Result<(), Refused> {
+        *done = self.change_in(inner, hash, member, new, &mut Vec::new(), ledger, |_, _| Act::Put(Until::Removed))?;
+        Ok(())
     }
 
     /// Deletes a member, if it is as it is to be.
@@ -1591,7 +1595,7 @@ mod tests {
 
     fn put(table: &Table<Value>, member: &str, value: &str, ledger: &Counts) {
         let mut new = New::put(Value::from(value), 0);
-        table.put_only(member, &mut new, Until::Removed, Only::Always, ledger).unwrap();
+        table.put_only(member, &mut new, Until::Removed, Only::Always, ledger, &mut Done::nothing()).unwrap();
     }
 
     fn filled(members: usize) -> (Table<Value>, Counts) {
