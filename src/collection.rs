@@ -14,8 +14,8 @@ use crate::core::{Engine, Lane};
 use crate::error::{Error, Result};
 use crate::janitor::{Concern, Exhibit, Msg};
 use crate::key;
-use crate::map::{Done, Found, Named, New, Only, Refused, Table, Until};
-use crate::shelf::{AnyShelf, Form, How, Shelf, Shelves, Stop};
+use crate::map::{Done, Found, How, Named, New, Only, Refused, Table, Until};
+use crate::shelf::{AnyShelf, Form, Shelf, Shelves, Stop};
 use crate::store::Handle;
 use crate::sync::bounded;
 use crate::value::{Member, Value};
@@ -201,8 +201,7 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Collection<T> {
             let moved_to = handle.core.ask(engine, "quarantine", question, &answer)?;
             engine.add_quarantined(Quarantined { path, reason, moved_to });
             let lane = handle.core.lane(engine, shelves);
-            let concern = || Concern::Member { collection: shelves.id, member: member.clone() };
-            handle.core.write(engine, concern, || {
+            handle.core.write(engine, shelves.one(member), || {
                 match shelves.raw.table.delete(member, Only::Version(version), &lane) {
                     // Somebody has opened it meanwhile, so it did decode by then.
                     Err(Refused::Moved) => Ok(()),
@@ -253,11 +252,16 @@ impl<T: Send + Sync + 'static> Collection<T> {
     pub fn put_shared(&self, member: impl AsRef<str>, value: Arc<T>) -> Result<Option<Arc<T>>> {
         let member = member.as_ref();
         key::check_member(self.name(), member)?;
-        let (mut new, mut done) = (self.to_put(value), Done::nothing());
-        self.write(self.one(member), |lane| {
-            self.shelf.put_in(self.name(), member, &mut new, How::always(Until::Removed), lane, &mut done)
-        })?;
-        Ok(done.old)
+        let core = &self.handle.core;
+        let engine = self.engine()?;
+        core.begin_write(engine)?;
+        match self.shelf.table.put_plainly(member, value, self.codec(), &core.lane(engine, &self.shelves)) {
+            Ok(old) => {
+                core.end_write(engine, self.shelves.one(member))?;
+                Ok(old)
+            }
+            Err(value) => Ok(self.put_how(member, value, How::always(Until::Removed))?.old),
+        }
     }
 
     /// Puts a value in place that expires: when so much time has passed the member is gone from every read. A later put
@@ -286,11 +290,7 @@ impl<T: Send + Sync + 'static> Collection<T> {
         let member = member.as_ref();
         key::check_member(self.name(), member)?;
         let until = Until::At(self.handle.deadline_after(ttl)?);
-        let (mut new, mut done) = (self.to_put(Arc::new(value)), Done::nothing());
-        self.write(self.one(member), |lane| {
-            self.shelf.put_in(self.name(), member, &mut new, How::always(until), lane, &mut done)
-        })?;
-        Ok(done.old)
+        Ok(self.put_how(member, Arc::new(value), How::always(until))?.old)
     }
 
     /// How long the member has left; `None` if it has no deadline, or is not there.
@@ -361,7 +361,7 @@ impl<T: Send + Sync + 'static> Collection<T> {
 
     fn touch(&self, member: &str, until: Until) -> Result<Option<Option<u64>>> {
         key::check_member(self.name(), member)?;
-        self.write(self.one(member), |lane| Ok(self.shelf.touch(member, until, lane)?))
+        self.write(self.shelves.one(member), |lane| Ok(self.shelf.touch(member, until, lane)?))
     }
 
     pub(crate) fn to_put(&self, value: Arc<T>) -> New<Arc<T>> {
@@ -392,7 +392,7 @@ impl<T: Send + Sync + 'static> Collection<T> {
     pub fn delete(&self, member: impl AsRef<str>) -> Result<Option<Arc<T>>> {
         let member = member.as_ref();
         key::check_member(self.name(), member)?;
-        self.write(self.one(member), |lane| Ok(self.shelf.table.delete(member, Only::Always, lane)?.old))
+        self.write(self.shelves.one(member), |lane| Ok(self.shelf.table.delete(member, Only::Always, lane)?.old))
     }
 
     /// Deletes all members at one moment, and says how many there were.
@@ -448,8 +448,16 @@ impl<T: Send + Sync + 'static> Collection<T> {
         scanned.unwrap_or_default()
     }
 
-    pub(crate) fn one(&self, member: &str) -> impl FnOnce() -> Concern {
-        move || Concern::Member { collection: self.shelves.id, member: Member::from(member) }
+    #[inline]
+    fn engine(&self) -> Result<&Engine> {
+        self.handle.core.engine().ok_or_else(|| Error::NotLoaded { path: self.handle.path() })
+    }
+
+    /// Puts a value in place, if the member is as it is to be.
+    pub(crate) fn put_how(&self, member: &str, value: Arc<T>, how: How) -> Result<Done<Arc<T>>> {
+        key::check_member(self.name(), member)?;
+        let mut new = self.to_put(value);
+        self.write(self.shelves.one(member), |lane| self.shelf.put_in(self.name(), member, &mut new, how, lane))
     }
 
     pub(crate) fn write<R>(
@@ -458,7 +466,7 @@ impl<T: Send + Sync + 'static> Collection<T> {
         mut f: impl FnMut(&Lane<'_>) -> Result<R, Stop>,
     ) -> Result<R> {
         let core = &self.handle.core;
-        let Some(engine) = core.engine() else { return Err(Error::NotLoaded { path: self.handle.path() }) };
+        let engine = self.engine()?;
         let lane = core.lane(engine, &self.shelves);
         core.write(engine, concern, || f(&lane))
     }

@@ -529,9 +529,7 @@ impl Core {
         concern: impl FnOnce() -> Concern,
         mut attempt: impl FnMut() -> Result<R, Stop>,
     ) -> Result<R> {
-        if engine.persists() {
-            engine.link.check_alive()?;
-        }
+        self.begin_write(engine)?;
         let mut full = Full::default();
         let done = loop {
             match attempt() {
@@ -543,16 +541,31 @@ impl Core {
                 Err(Stop::Failed(error)) => return Err(error),
             }
         };
-        if engine.persists() {
-            // Dead now means that the write may not have been heard.
-            engine.link.check_alive()?;
-            if future::is_deferred(self) {
-                _ = future::defer(self, concern);
-            } else if self.knobs.durability == Durability::Immediate {
-                self.wait_for_write(engine, concern())?;
-            }
-        }
+        self.end_write(engine, concern)?;
         Ok(done)
+    }
+
+    /// What comes before every write.
+    #[inline]
+    pub(crate) fn begin_write(&self, engine: &Engine) -> Result<()> {
+        if engine.persists() { engine.link.check_alive() } else { Ok(()) }
+    }
+
+    /// What comes after it.
+    #[inline]
+    pub(crate) fn end_write(&self, engine: &Engine, concern: impl FnOnce() -> Concern) -> Result<()> {
+        if engine.persists() { self.end_stored_write(engine, concern) } else { Ok(()) }
+    }
+
+    fn end_stored_write(&self, engine: &Engine, concern: impl FnOnce() -> Concern) -> Result<()> {
+        // Dead now means that the write may not have been heard.
+        engine.link.check_alive()?;
+        if future::is_deferred(self) {
+            _ = future::defer(self, concern);
+        } else if self.knobs.durability == Durability::Immediate {
+            self.wait_for_write(engine, concern())?;
+        }
+        Ok(())
     }
 
     /// Begins to wait for deadlines: before anything gets one. Returns that of something that has so long to live.

@@ -14,10 +14,11 @@ use serde::de::DeserializeOwned;
 use crate::clock::Clock;
 use crate::codec::{Codec, CodecError, RAW};
 use crate::error::{Error, Result};
+use crate::janitor::Concern;
 use crate::key;
 use crate::map::{
-    Act, Done, Duplicate, Found, Held, Ledger, Locked, Named, New, Only, Reads, Refused, Scan, Seen, SortKey, Stamp,
-    Stored, Table, Taken, Until,
+    Act, Done, Duplicate, Found, Held, How, Ledger, Locked, Named, New, Only, Reads, Refused, Scan, Seen, SortKey,
+    Stamp, Stored, Table, Taken, Until,
 };
 use crate::sync::NameHasher;
 use crate::sync::atomic::{AtomicBool, AtomicU64};
@@ -122,19 +123,6 @@ pub(crate) struct Mark {
     pub(crate) dirty: bool,
     /// What it counted among the bytes not yet durable.
     pub(crate) charge: usize,
-}
-
-/// How a value is put.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct How {
-    pub(crate) until: Until,
-    pub(crate) only: Only,
-}
-
-impl How {
-    pub(crate) fn always(until: Until) -> How {
-        How { until, only: Only::Always }
-    }
 }
 
 /// A member as it is, for whoever copies all of them.
@@ -319,8 +307,7 @@ impl<V: Stored> AnyShelf for Shelf<V> {
             .decode(value)
             .map_err(|source| Error::codec("decode", key::join(collection, member), self.form.codec, source))?;
         let mut new = New::put(decoded, self.form.codec_id.unwrap_or(codec_id));
-        let mut done = Done::nothing();
-        self.put_in(collection, member, &mut new, how, ledger, &mut done)?;
+        let done = self.put_in(collection, member, &mut new, how, ledger)?;
         Ok(Done::new(self.shown(collection, member, done.old)?, done.version))
     }
 
@@ -553,7 +540,6 @@ impl<V: Stored> Shelf<V> {
     }
 
     /// Puts a value in place, if the member is as it is to be.
-    #[inline]
     pub(crate) fn put_in(
         &self,
         collection: &str,
@@ -561,9 +547,8 @@ impl<V: Stored> Shelf<V> {
         new: &mut New<V>,
         how: How,
         ledger: &(impl Ledger + ?Sized),
-        done: &mut Done<V>,
-    ) -> Result<(), Stop> {
-        match self.table.put_only(member, new, how.until, how.only, ledger, done) {
+    ) -> Result<Done<V>, Stop> {
+        match self.table.put_only(member, new, how, ledger) {
             Err(Refused::Duplicate) => Err(duplicate(collection, new.take_duplicate()).into()),
             put => Ok(put?),
         }
@@ -638,6 +623,11 @@ impl Shelves {
 
     pub(crate) fn shared_name(&self) -> Arc<str> {
         self.name.clone()
+    }
+
+    /// What a writer of one member waits for.
+    pub(crate) fn one(&self, member: &str) -> impl FnOnce() -> Concern {
+        move || Concern::Member { collection: self.id, member: Member::from(member) }
     }
 
     /// The shelf that holds the members now.

@@ -14,10 +14,10 @@ use crate::core::{Core, Engine};
 use crate::error::{Error, Result};
 use crate::janitor::Concern;
 use crate::key;
-use crate::map::{Done, Named, New, Only, Refused, Until};
+use crate::map::{Done, How, Named, New, Only, Refused, Until};
 use crate::options::Options;
 use crate::report::{BackupReport, CloseReport, Health, LoadReport, Stats};
-use crate::shelf::{AnyShelf, How, Shelves, Stop};
+use crate::shelf::{AnyShelf, Shelves, Stop};
 use crate::value::{Member, Value};
 
 /// An embedded store of collections and members, served from RAM and stored behind the scenes.
@@ -277,7 +277,23 @@ impl Store {
     /// `Codec` with the action `encode` when the previous value cannot be shown as bytes.
     #[doc(alias = "Put")]
     pub fn put(&self, key: impl AsRef<str>, value: impl Into<Value>) -> Result<Option<Value>> {
-        Ok(self.put_how(key.as_ref(), RAW, How::always(Until::Removed), value.into())?.old)
+        let (key, mut value) = (key.as_ref(), value.into());
+        let (collection, member) = key::split(key)?;
+        let core = &self.handle.core;
+        let engine = core.open()?;
+        core.check_size(collection, member, value.len())?;
+        let shelves = engine.shelves(collection);
+        core.begin_write(engine)?;
+        if shelves.typed.get().is_none() {
+            match shelves.raw.table.put_plainly(member, value, 0, &core.lane(engine, shelves)) {
+                Ok(old) => {
+                    core.end_write(engine, shelves.one(member))?;
+                    return Ok(old);
+                }
+                Err(back) => value = back,
+            }
+        }
+        Ok(self.put_how(key, RAW, How::always(Until::Removed), value)?.old)
     }
 
     /// Puts a value in place that expires: when so much time has passed the member is gone from every read. A later put
@@ -385,8 +401,7 @@ impl Store {
         let engine = core.open()?;
         let Some(shelves) = engine.registry.get(collection) else { return Ok(None) };
         let lane = core.lane(engine, shelves);
-        let concern = || Concern::Member { collection: shelves.id, member: Member::from(member) };
-        core.write(engine, concern, || Ok(shelves.current().touch(member, until, &lane)?))
+        core.write(engine, shelves.one(member), || Ok(shelves.current().touch(member, until, &lane)?))
     }
 
     /// Puts a value that a codec has written and that may have a deadline.
@@ -408,7 +423,6 @@ impl Store {
     }
 
     /// Puts a value that a codec has written.
-    #[inline]
     pub(crate) fn put_how(&self, key: &str, codec: &str, how: How, value: Value) -> Result<Done<Value>> {
         let (collection, member) = key::split(key)?;
         let core = &self.handle.core;
@@ -417,16 +431,11 @@ impl Store {
         core.check_size(collection, member, value.len())?;
         let shelves = engine.shelves(collection);
         let lane = core.lane(engine, shelves);
-        let (mut new, mut done) = (New::put(value, codec), Done::nothing());
-        let concern = || Concern::Member { collection: shelves.id, member: Member::from(member) };
-        core.write(engine, concern, || match (shelves.typed.get(), &new.value) {
-            (Some(typed), Some(value)) => {
-                done = typed.put(collection, member, value, codec, how, &lane)?;
-                Ok(())
-            }
-            _ => Ok(shelves.raw.table.put_only(member, &mut new, how.until, how.only, &lane, &mut done)?),
-        })?;
-        Ok(done)
+        let mut new = New::put(value, codec);
+        core.write(engine, shelves.one(member), || match (shelves.typed.get(), &new.value) {
+            (Some(typed), Some(value)) => typed.put(collection, member, value, codec, how, &lane),
+            _ => Ok(shelves.raw.table.put_only(member, &mut new, how, &lane)?),
+        })
     }
 
     /// Deletes a member, and returns the value that was there.
@@ -441,8 +450,9 @@ impl Store {
         let engine = core.open()?;
         let Some(shelves) = engine.registry.get(collection) else { return Ok(None) };
         let lane = core.lane(engine, shelves);
-        let concern = || Concern::Member { collection: shelves.id, member: Member::from(member) };
-        Ok(core.write(engine, concern, || shelves.current().delete(collection, member, Only::Always, &lane))?.old)
+        Ok(core
+            .write(engine, shelves.one(member), || shelves.current().delete(collection, member, Only::Always, &lane))?
+            .old)
     }
 
     /// All members of a collection with their values, in no particular order. Not a snapshot: a member written

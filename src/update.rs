@@ -5,12 +5,11 @@ use std::sync::Arc;
 use crate::codec::RAW;
 use crate::collection::Collection;
 use crate::error::{Error, Result};
-use crate::janitor::Concern;
 use crate::key;
-use crate::map::{Act, Done, New, Only, Refused, Seen, Until};
-use crate::shelf::{How, Stop};
+use crate::map::{Act, Done, How, New, Only, Refused, Seen, Until};
+use crate::shelf::Stop;
 use crate::store::Store;
-use crate::value::{Member, Value};
+use crate::value::Value;
 
 /// Types that [`Collection::increment`] counts in: the integers of Rust.
 pub trait Integer: sealed::Sealed + Copy + Send + Sync + 'static {
@@ -76,7 +75,7 @@ impl<T: Send + Sync + 'static> Collection<T> {
                 return Ok(None);
             }
             let done = match &new {
-                Some(new) => self.put_how(member, new.clone(), Until::Kept, Only::Version(version))?,
+                Some(new) => self.put_how(member, new.clone(), How::kept(version))?,
                 None => self.delete_only(member, Only::Version(version))?,
             };
             if done.version > 0 {
@@ -103,7 +102,7 @@ impl<T: Send + Sync + 'static> Collection<T> {
     pub fn put_if_absent(&self, member: impl AsRef<str>, value: T) -> Result<Option<Arc<T>>> {
         let (member, value) = (member.as_ref(), Arc::new(value));
         loop {
-            let done = self.put_how(member, value.clone(), Until::Removed, Only::Version(0))?;
+            let done = self.put_how(member, value.clone(), How::only(0))?;
             match self.get(member) {
                 _ if done.version > 0 => return Ok(None),
                 Some(there) => return Ok(Some(there)),
@@ -152,8 +151,7 @@ impl<T: Send + Sync + 'static> Collection<T> {
     /// # Ok::<(), larder::Error>(())
     /// ```
     pub fn compare_and_put(&self, member: impl AsRef<str>, version: u64, value: T) -> Result<Option<u64>> {
-        let only = Only::Version(version);
-        let done = self.put_how(member.as_ref(), Arc::new(value), Until::Removed, only)?;
+        let done = self.put_how(member.as_ref(), Arc::new(value), How::only(version))?;
         Ok((done.version > 0).then_some(done.version))
     }
 
@@ -177,18 +175,9 @@ impl<T: Send + Sync + 'static> Collection<T> {
         self.delete(member)
     }
 
-    fn put_how(&self, member: &str, value: Arc<T>, until: Until, only: Only) -> Result<Done<Arc<T>>> {
-        key::check_member(self.name(), member)?;
-        let (mut new, mut done) = (self.to_put(value), Done::nothing());
-        self.write(self.one(member), |lane| {
-            self.shelf().put_in(self.name(), member, &mut new, How { until, only }, lane, &mut done)
-        })?;
-        Ok(done)
-    }
-
     fn delete_only(&self, member: &str, only: Only) -> Result<Done<Arc<T>>> {
         key::check_member(self.name(), member)?;
-        self.write(self.one(member), |lane| Ok(self.shelf().table.delete(member, only, lane)?))
+        self.write(self.shelves().one(member), |lane| Ok(self.shelf().table.delete(member, only, lane)?))
     }
 }
 
@@ -218,7 +207,7 @@ impl<T: Integer> Collection<T> {
         if self.shelf().table.index_at(0).is_some() {
             return self.increment_indexed(member, by, overflow);
         }
-        let sum = self.write(self.one(member), |lane| {
+        let sum = self.write(self.shelves().one(member), |lane| {
             let mut sum = None;
             let done = self.shelf().table.change(member, &mut new, lane, |seen: Option<Seen<'_, Arc<T>>>, value| {
                 sum = seen.map_or(Some(by), |seen| seen.value.plus(by));
@@ -243,7 +232,7 @@ impl<T: Integer> Collection<T> {
             let seen = self.get_versioned(member);
             let (old, version) = seen.map_or((None, 0), |(value, version)| (Some(value), version));
             let sum = old.map_or(Some(by), |old| old.plus(by)).ok_or_else(&overflow)?;
-            if self.put_how(member, Arc::new(sum), Until::Kept, Only::Version(version))?.version > 0 {
+            if self.put_how(member, Arc::new(sum), How::kept(version))?.version > 0 {
                 return Ok(sum);
             }
         }
@@ -287,9 +276,7 @@ impl Store {
                 return Ok(None);
             }
             let done = match &new {
-                Some(new) => {
-                    self.put_how(key, RAW, How { until: Until::Kept, only: Only::Version(version) }, new.clone())?
-                }
+                Some(new) => self.put_how(key, RAW, How::kept(version), new.clone())?,
                 None => self.delete_only(key, Only::Version(version))?,
             };
             if done.version > 0 {
@@ -315,8 +302,7 @@ impl Store {
     pub fn put_if_absent(&self, key: impl AsRef<str>, value: impl Into<Value>) -> Result<Option<Value>> {
         let (key, value) = (key.as_ref(), value.into());
         loop {
-            let how = How { until: Until::Removed, only: Only::Version(0) };
-            if self.put_how(key, RAW, how, value.clone())?.version > 0 {
+            if self.put_how(key, RAW, How::only(0), value.clone())?.version > 0 {
                 return Ok(None);
             }
             // Otherwise it has gone in between.
@@ -367,8 +353,7 @@ impl Store {
     /// # Ok::<(), larder::Error>(())
     /// ```
     pub fn compare_and_put(&self, key: impl AsRef<str>, version: u64, value: impl Into<Value>) -> Result<Option<u64>> {
-        let how = How { until: Until::Removed, only: Only::Version(version) };
-        let done = self.put_how(key.as_ref(), RAW, how, value.into())?;
+        let done = self.put_how(key.as_ref(), RAW, How::only(version), value.into())?;
         Ok((done.version > 0).then_some(done.version))
     }
 
@@ -397,7 +382,6 @@ impl Store {
         let engine = core.open()?;
         let Some(shelves) = engine.registry.get(collection) else { return Ok(Done::nothing()) };
         let lane = core.lane(engine, shelves);
-        let concern = || Concern::Member { collection: shelves.id, member: Member::from(member) };
-        core.write(engine, concern, || shelves.current().delete(collection, member, only, &lane))
+        core.write(engine, shelves.one(member), || shelves.current().delete(collection, member, only, &lane))
     }
 }

@@ -14,7 +14,7 @@ mod table;
 pub(crate) use index::{Duplicate, Index, Place, SortKey};
 pub(crate) use locked::{Locked, Reads, Scan};
 pub(crate) use registry::{Named, Registry};
-pub(crate) use table::{Act, Done, Found, New, Only, Seen, Table, Taken, Until};
+pub(crate) use table::{Act, Done, Found, How, New, Only, Seen, Table, Taken, Until};
 
 use std::any::Any;
 

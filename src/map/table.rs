@@ -284,6 +284,29 @@ pub(crate) enum Only {
     Version(u64),
 }
 
+/// How a value is put.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct How {
+    pub(crate) until: Until,
+    pub(crate) only: Only,
+}
+
+impl How {
+    pub(crate) fn always(until: Until) -> How {
+        How { until, only: Only::Always }
+    }
+
+    /// If the member has this version. The deadline goes.
+    pub(crate) fn only(version: u64) -> How {
+        How { until: Until::Removed, only: Only::Version(version) }
+    }
+
+    /// If the member has this version. The deadline stays.
+    pub(crate) fn kept(version: u64) -> How {
+        How { until: Until::Kept, only: Only::Version(version) }
+    }
+}
+
 impl Only {
     fn allows<V>(self, seen: Option<&Seen<'_, V>>) -> bool {
         match self {
@@ -470,6 +493,7 @@ impl<V: Stored> Table<V> {
     }
 
     /// Gives half of a shard, whose lock is held, to the child that is born of it.
+    #[cold]
     fn split(&self, number: u32, depth: u32, parent: &Shard<V>, inner: &mut Inner<V>) {
         let levels = self.levels.get_or_init(|| Box::new(std::array::from_fn(|_| OnceLock::new())));
         let shards = levels[depth as usize].get_or_init(|| (0..1 << depth).map(|_| Shard::new()).collect());
@@ -853,87 +877,84 @@ impl<V: Stored> Table<V> {
         missing
     }
 
-    /// Puts a value in place, if the member is as it is to be. What was done is written to where it is wanted: to hand it up
-    /// through one result after the other costs as much as the put.
+    /// What most puts are, and in few steps: no deadline goes or comes, there is no index, and nobody watches. Returns what
+    /// was there, or the value itself, with nothing done, when this put is another, is refused, or has to look again, all of
+    /// which is for [`put_only`](Self::put_only) to find out.
     #[inline]
-    pub(crate) fn put_only(
+    pub(crate) fn put_plainly(
         &self,
         member: &str,
-        new: &mut New<V>,
-        until: Until,
-        only: Only,
+        value: V,
+        codec: u8,
         ledger: &(impl Ledger + ?Sized),
-        done: &mut Done<V>,
-    ) -> Result<(), Refused> {
-        if (until, only) == (Until::Removed, Only::Always) {
-            let hash = self.hash(member);
-            let put = self.write(hash, |inner| self.overwrite(inner, hash, member, new, ledger, done))?;
-            if put != Err(Refused::Stale) {
-                return put;
-            }
+    ) -> Result<Option<V>, V> {
+        let hash = self.hash(member);
+        let bits = shard_bits(hash);
+        let (number, shard) = self.find_shard(bits);
+        let mut guard = shard.inner.write();
+        let is_here = !self.moved.load(Ordering::Relaxed) && Self::holds(shard, number, bits);
+        let is_plain = self.indexed.load(Ordering::Relaxed) == 0 && !ledger.is_watched();
+        if !is_here || !is_plain || ledger.check_open().is_err() {
+            return Err(value);
         }
-        let decide = |seen: Option<Seen<'_, V>>, _: &mut Option<V>| {
-            if only.allows(seen.as_ref()) { Act::Put(until) } else { Act::Leave }
-        };
-        *done = self.change(member, new, ledger, decide)?;
-        Ok(())
-    }
-
-    /// What most puts are: a value in the place of another, neither with a deadline, in a table that has no index and that
-    /// nobody watches. Anything else [`change_in`](Self::change_in) does.
-    #[inline]
-    fn overwrite(
-        &self,
-        inner: &mut Inner<V>,
-        hash: u64,
-        member: &str,
-        new: &mut New<V>,
-        ledger: &(impl Ledger + ?Sized),
-        done: &mut Done<V>,
-    ) -> Result<(), Refused> {
-        ledger.check_open()?;
-        let found = inner.slots.find_mut(hash, |slot| slot.member == *member);
-        let plain = found.filter(|slot| !slot.stamp.expires() && slot.value.is_some());
-        let (Some(slot), false, false) = (plain, self.indexed.load(Ordering::Relaxed) > 0, ledger.is_watched()) else {
-            return self.put_rarely(inner, hash, member, new, ledger, done);
-        };
-        let (Some(old), Some(value)) = (&mut slot.value, &mut new.value) else { return Ok(()) };
-        let (weight, old_weight) = (value.weight(), old.weight());
+        let inner = &mut *guard;
         let persists = ledger.persists();
+        let weight = member.len() + value.weight();
+        let Some(slot) = inner.slots.find_mut(hash, |slot| slot.member == *member) else {
+            if persists {
+                if ledger.charge(weight as isize).is_err() {
+                    return Err(value);
+                }
+                inner.at_risk += weight;
+            }
+            let version = ledger.next_version();
+            inner.newest = version;
+            inner.bytes += weight as u64;
+            inner.live += 1;
+            let stamp = Stamp::new(version, codec, persists);
+            let slot = Slot { member: Member::from(member), value: Some(value), stamp };
+            if persists {
+                ledger.dirty(&slot.member);
+            }
+            inner.slots.insert_unique(hash, slot, |slot| hash_name(&self.hasher, &slot.member));
+            self.split_if_full(number, shard.depth.load(Ordering::Relaxed), shard, inner);
+            return Ok(None);
+        };
+        let (Some(old), false) = (&mut slot.value, slot.stamp.expires()) else { return Err(value) };
+        let old_weight = member.len() + old.weight();
         if persists {
-            let charge = member.len() + weight;
-            let was_at_risk = if slot.stamp.dirty() { member.len() + old_weight } else { 0 };
-            ledger.charge(charge as isize - was_at_risk as isize)?;
-            inner.at_risk = inner.at_risk - was_at_risk + charge;
+            let was_at_risk = if slot.stamp.dirty() { old_weight } else { 0 };
+            if ledger.charge(weight as isize - was_at_risk as isize).is_err() {
+                return Err(value);
+            }
+            inner.at_risk = inner.at_risk - was_at_risk + weight;
         }
         let version = ledger.next_version();
         inner.newest = version;
         inner.bytes = inner.bytes - old_weight as u64 + weight as u64;
-        let old_stamp = std::mem::replace(&mut slot.stamp, Stamp::new(version, new.codec, persists));
-        std::mem::swap(old, value);
-        let old_value = new.value.take();
+        let old_stamp = std::mem::replace(&mut slot.stamp, Stamp::new(version, codec, persists));
+        let old_value = Some(std::mem::replace(old, value));
         if old_stamp.version() <= ledger.cut() {
             self.keep(hash, &slot.member, &old_value, old_stamp, None, version);
         }
         if persists && !old_stamp.dirty() {
             ledger.dirty(&slot.member);
         }
-        (done.old, done.version) = (old_value, version);
-        Ok(())
+        Ok(old_value)
     }
 
-    #[inline(never)]
-    fn put_rarely(
+    /// Puts a value in place, if the member is as it is to be.
+    pub(crate) fn put_only(
         &self,
-        inner: &mut Inner<V>,
-        hash: u64,
         member: &str,
         new: &mut New<V>,
+        how: How,
         ledger: &(impl Ledger + ?Sized),
-        done: &mut Done<V>,
-    ) -> Result<(), Refused> {
-        *done = self.change_in(inner, hash, member, new, &mut Vec::new(), ledger, |_, _| Act::Put(Until::Removed))?;
-        Ok(())
+    ) -> Result<Done<V>, Refused> {
+        let decide = |seen: Option<Seen<'_, V>>, _: &mut Option<V>| {
+            if how.only.allows(seen.as_ref()) { Act::Put(how.until) } else { Act::Leave }
+        };
+        self.change(member, new, ledger, decide)
     }
 
     /// Deletes a member, if it is as it is to be.
@@ -1594,8 +1615,7 @@ mod tests {
     }
 
     fn put(table: &Table<Value>, member: &str, value: &str, ledger: &Counts) {
-        let mut new = New::put(Value::from(value), 0);
-        table.put_only(member, &mut new, Until::Removed, Only::Always, ledger, &mut Done::nothing()).unwrap();
+        table.put_plainly(member, Value::from(value), 0, ledger).unwrap();
     }
 
     fn filled(members: usize) -> (Table<Value>, Counts) {
