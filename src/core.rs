@@ -1131,6 +1131,10 @@ impl Sink for Intake<'_> {
         }
     }
 
+    fn members(&self) -> usize {
+        self.engine.tally().0
+    }
+
     fn quarantined(&self, what: Quarantined) {
         self.quarantined.lock().push(what);
     }

@@ -415,6 +415,8 @@ pub(crate) trait Sink: Sync {
     fn is_newest(&self, change: &Change<'_>) -> bool;
     /// All have been.
     fn recovered(&self);
+    /// How many there are by now.
+    fn members(&self) -> usize;
     fn quarantined(&self, what: Quarantined);
     fn progress(&self, progress: Progress);
 }
@@ -482,5 +484,10 @@ impl Loader<'_> {
 
     pub(crate) fn recovered(&self) {
         self.sink.recovered();
+    }
+
+    /// How many members there are by now.
+    pub(crate) fn members(&self) -> usize {
+        self.sink.members()
     }
 }

@@ -370,6 +370,10 @@ impl Sink for Found {
 
     fn recovered(&self) {}
 
+    fn members(&self) -> usize {
+        self.members.lock().values().filter(|(_, held)| held.is_some()).count()
+    }
+
     fn quarantined(&self, what: Quarantined) {
         self.quarantined.lock().push(what);
     }

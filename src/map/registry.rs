@@ -1,34 +1,44 @@
 //! Level one: collection name -> collection. Nothing is ever removed, so an id stays good for ever, and a lookup takes no
 //! lock.
 //!
-//! Names stand in levels, each four times the size of the one before. A name goes into the first free of a few slots that
-//! its hash points to, in the first level that has one free; whoever looks for it goes the same way and stops at a free slot.
+//! Names stand in levels, each four times the size of the one before, and in a level in groups of four. A name's hash points
+//! to a group in each level; the name goes to the first free place in the first of these groups that has one, and whoever
+//! looks for it goes the same way. Some bits of each name's hash stand beside its group, so that a lookup follows one
+//! pointer and not those of the names before it.
 
 use std::sync::{Arc, OnceLock};
 
 use super::table::hash_name;
 use crate::key;
+use crate::sync::atomic::{AtomicU32, Ordering};
 use crate::sync::{Mutex, NameHasher};
 
-/// Slots in the first level, as a power of two.
-const FIRST: u32 = 8;
+/// Groups in the first level, as a power of two.
+const FIRST: u32 = 6;
 
-/// The last level has room for thousands of millions: there is always a free slot.
+/// The last level has room for thousands of millions: there is always a free place.
 const LEVELS: usize = 13;
-
-/// Slots that are tried in a level: a line of the cache's worth.
-const TRIED: usize = 4;
 
 /// What the registry holds: something with a name.
 pub(crate) trait Named {
     fn name(&self) -> &str;
 }
 
-type Level<C> = Box<[OnceLock<Arc<C>>]>;
+struct Group<C> {
+    /// Of the hash of the name in each place; 0 while it is free. Written after the place, by whoever holds `by_id`.
+    tags: [AtomicU32; 4],
+    places: [OnceLock<Arc<C>>; 4],
+}
+
+impl<C> Group<C> {
+    fn new() -> Self {
+        Group { tags: [const { AtomicU32::new(0) }; 4], places: [const { OnceLock::new() }; 4] }
+    }
+}
 
 pub(crate) struct Registry<C> {
     hasher: NameHasher,
-    levels: [OnceLock<Level<C>>; LEVELS],
+    levels: [OnceLock<Box<[Group<C>]>>; LEVELS],
     /// By id. Whoever adds a collection holds it.
     by_id: Mutex<Vec<Arc<C>>>,
 }
@@ -38,22 +48,35 @@ impl<C: Named> Registry<C> {
         Registry { hasher, levels: std::array::from_fn(|_| OnceLock::new()), by_id: Mutex::new(Vec::new()) }
     }
 
-    /// The slots that are tried for a hash in a level, in order.
     #[inline]
-    fn tried(level: &[OnceLock<Arc<C>>], hash: u64) -> impl Iterator<Item = &OnceLock<Arc<C>>> {
-        let start = (hash >> 32) as usize & (level.len() - TRIED);
-        level[start..start + TRIED].iter()
+    fn tag(hash: u64) -> u32 {
+        hash as u32 | 1
+    }
+
+    #[inline]
+    fn group(level: &[Group<C>], hash: u64) -> &Group<C> {
+        &level[(hash >> 32) as usize & (level.len() - 1)]
     }
 
     #[inline]
     pub(crate) fn get(&self, name: &str) -> Option<&Arc<C>> {
         let hash = hash_name(&self.hasher, name);
+        let tag = Self::tag(hash);
         for level in &self.levels {
-            for slot in Self::tried(level.get()?, hash) {
-                let found = slot.get()?;
+            let group = Self::group(level.get()?, hash);
+            let tags = group.tags.each_ref().map(|tag| tag.load(Ordering::Acquire));
+            // All four are compared: which of them it is, is nothing that a processor could foresee.
+            let mut same =
+                tags.iter().enumerate().fold(0u32, |same, (at, found)| same | u32::from(*found == tag) << at);
+            while same != 0 {
+                let found = group.places[same.trailing_zeros() as usize].get()?;
                 if key::is_same(found.name(), name) {
                     return Some(found);
                 }
+                same &= same - 1;
+            }
+            if tags[3] == 0 {
+                return None;
             }
         }
         None
@@ -65,20 +88,22 @@ impl<C: Named> Registry<C> {
             return found;
         }
         let mut by_id = self.by_id.lock();
+        // Somebody may have made it in between.
+        if let Some(found) = self.get(name) {
+            return found;
+        }
         let hash = hash_name(&self.hasher, name);
         for (number, level) in self.levels.iter().enumerate() {
-            let slots = 1usize << (FIRST + 2 * number as u32);
-            let level = level.get_or_init(|| (0..slots).map(|_| OnceLock::new()).collect());
-            for slot in Self::tried(level, hash) {
-                if let Some(found) = slot.get() {
-                    if found.name() == name {
-                        return found;
-                    }
-                    continue;
-                }
+            let groups = 1usize << (FIRST + 2 * number as u32);
+            let level = level.get_or_init(|| (0..groups).map(|_| Group::new()).collect());
+            let group = Self::group(level, hash);
+            let free = group.places.iter().zip(&group.tags).find(|(place, _)| place.get().is_none());
+            if let Some((place, tag)) = free {
                 let new = Arc::new(make(by_id.len() as u32));
                 by_id.push(new.clone());
-                return slot.get_or_init(|| new);
+                let new = place.get_or_init(|| new);
+                tag.store(Self::tag(hash), Ordering::Release);
+                return new;
             }
         }
         unreachable!("the last level is larger than any memory")

@@ -86,6 +86,12 @@ pub(super) enum Aim {
 }
 
 impl State {
+    /// What a load has found.
+    fn found(held: Vec<Held>, members: usize) -> State {
+        let records = held.iter().map(|held| held.records).sum();
+        State { held, records, members: Some(members as u64), ..State::default() }
+    }
+
     fn aim(&mut self, members: impl FnOnce() -> Option<usize>) -> Option<Aim> {
         if self.on_hold || self.paused || self.held.is_empty() && self.gone.is_empty() {
             return None;
@@ -167,10 +173,9 @@ impl Compactor {
         numbers: Arc<Numbers>,
         background: Arc<Background>,
         held: Vec<Held>,
+        members: usize,
     ) -> Compactor {
-        let records = held.iter().map(|held| held.records).sum();
-        let state = Mutex::new(State { held, records, ..State::default() });
-        let shared = Arc::new(Shared { state, changed: Condvar::new() });
+        let shared = Arc::new(Shared { state: Mutex::new(State::found(held, members)), changed: Condvar::new() });
         Compactor {
             shared,
             place,
@@ -492,5 +497,13 @@ mod tests {
         state.begins(members());
         state.is_over(&seen, 79_900);
         assert_eq!((state.records, state.garbage_after_last, state.after_last), (0, 0, 0));
+    }
+    #[test]
+    fn a_load_is_no_reason_for_a_pass() {
+        let segment = |number| Held { number, end: journal::SEGMENT, packed: true, records: 500, damaged: false };
+        let held: Vec<_> = (1..=4).map(segment).collect();
+        // Nobody can be asked while the store is being loaded.
+        assert_eq!(State::found(held.clone(), 1_990).aim(|| None), None);
+        assert_eq!(State::found(held, 10).aim(|| None), Some(Aim::Worthwhile));
     }
 }

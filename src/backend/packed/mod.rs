@@ -110,7 +110,7 @@ impl Backend for Packed {
         let numbers = Arc::new(Numbers::after(found.last.number.max(found.highest)));
         let background = loader.background.clone();
         #[cfg_attr(not(test), expect(unused_mut, reason = "tests change it"))]
-        let mut compactor = Compactor::new(place.clone(), numbers.clone(), background, found.held);
+        let mut compactor = Compactor::new(place.clone(), numbers.clone(), background, found.held, loader.members());
         #[cfg(test)]
         compactor.stay_on_this_thread(self.eager);
         let front = Front::new(place, numbers, found.last, found.carried, found.counter, journal::SEGMENT);
@@ -374,7 +374,7 @@ fn read(place: &Place, known: &Known, clears: &Mutex<HashMap<String, u64>>, load
         frame.each(|change| {
             records += 1;
             counter = counter.max(change.version());
-            let taken = match change {
+            let given = match change {
                 Change::Put { collection, member, version, deadline, codec, value } => {
                     inflow.put(collection, member, version, deadline, codec, value)
                 }
@@ -385,8 +385,9 @@ fn read(place: &Place, known: &Known, clears: &Mutex<HashMap<String, u64>>, load
                 }
                 other => loader.apply(&[other]),
             };
-            if failed.is_ok() {
-                failed = taken;
+            // A result is large, and nearly always empty: it is not to be moved.
+            if given.is_err() && failed.is_ok() {
+                failed = given;
             }
         });
     }
