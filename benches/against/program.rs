@@ -144,7 +144,9 @@ impl Rounds {
 
 fn main() -> Result<()> {
     let wanted: Vec<String> = std::env::args().skip(1).collect();
-    println!("Nanoseconds per operation; the ratio is the median of {ROUNDS} rounds' own, with the middle half of them.\n");
+    println!(
+        "Nanoseconds per operation; the ratio is the median of {ROUNDS} rounds' own, with the middle half of them.\n"
+    );
     println!("| | before | after | ratio |\n| --- | --- | --- | --- |");
     for members in SIZES {
         for (what, verb) in [
@@ -153,7 +155,9 @@ fn main() -> Result<()> {
             (What::PutByKey, "put by key"),
             (What::PutTyped, "put typed"),
         ] {
-            for (keys, threads) in [(Keys::Hot, 1), (Keys::Uniform, 1), (Keys::Uniform, 2), (Keys::Each, 1), (Keys::Each, 2)] {
+            for (keys, threads) in
+                [(Keys::Hot, 1), (Keys::Uniform, 1), (Keys::Uniform, 2), (Keys::Each, 1), (Keys::Each, 2)]
+            {
                 let is_new = matches!(keys, Keys::Each);
                 let name = match keys {
                     Keys::Each => format!("{verb}, new, {members} members, {threads} threads"),
