@@ -58,17 +58,19 @@ impl<C: Named> Registry<C> {
         hash as u32 | 1
     }
 
+    /// The group in a level. Each level goes by other bits: those that crowded together in one do not in the next, and
+    /// no straggler makes a level four times as large necessary.
     #[inline]
-    fn group(level: &[Group<C>], hash: u64) -> &Group<C> {
-        &level[(hash >> 32) as usize & (level.len() - 1)]
+    fn group(level: &[Group<C>], number: usize, hash: u64) -> &Group<C> {
+        &level[(hash.rotate_left(17 * number as u32) >> 32) as usize & (level.len() - 1)]
     }
 
     #[inline]
     pub(crate) fn get(&self, name: &str) -> Option<&Arc<C>> {
         let hash = hash_name(&self.hasher, name);
         let tag = Self::tag(hash);
-        for level in &self.levels {
-            let group = Self::group(level.get()?, hash);
+        for (number, level) in self.levels.iter().enumerate() {
+            let group = Self::group(level.get()?, number, hash);
             for (found, place) in group.tags.iter().zip(&group.places) {
                 match found.load(Ordering::Acquire) {
                     0 => return None,
@@ -99,7 +101,7 @@ impl<C: Named> Registry<C> {
         for (number, level) in self.levels.iter().enumerate() {
             let groups = 1usize << (FIRST + 2 * number as u32);
             let level = level.get_or_init(|| (0..groups).map(|_| Group::new()).collect());
-            let group = Self::group(level, hash);
+            let group = Self::group(level, number, hash);
             let free = group.places.iter().zip(&group.tags).find(|(place, _)| place.get().is_none());
             if let Some((place, tag)) = free {
                 let new = Arc::new(make(by_id.len() as u32));
@@ -150,5 +152,20 @@ mod tests {
             assert_eq!(registry.by_id(number).name(), name(number));
         }
         assert_eq!(registry.all().len(), 20_000);
+    }
+
+    #[test]
+    fn stragglers_need_no_larger_level() {
+        // With the same bits for each level a fifth of these stores need a fifth one; with others two in ten thousand.
+        let mut larger = 0;
+        for _ in 0..40 {
+            let registry = Registry::new(NameHasher::default());
+            for number in 0..10_000 {
+                let name = format!("collection {number}");
+                registry.get_or_create(&name, |id| Thing(name.clone(), id));
+            }
+            larger += usize::from(registry.levels[4].get().is_some());
+        }
+        assert!(larger <= 2, "{larger} of 40");
     }
 }

@@ -498,6 +498,7 @@ mod tests {
         state.is_over(&seen, 79_900);
         assert_eq!((state.records, state.garbage_after_last, state.after_last), (0, 0, 0));
     }
+
     #[test]
     fn a_load_is_no_reason_for_a_pass() {
         let segment = |number| Held { number, end: journal::SEGMENT, packed: true, records: 500, damaged: false };
