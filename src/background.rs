@@ -22,8 +22,17 @@ pub(crate) struct Background {
     census: OnceLock<Census>,
 }
 
-/// Counts the members that there are.
-type Census = Box<dyn Fn() -> Option<usize> + Send + Sync>;
+/// What there is in a store.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Population {
+    pub(crate) members: u64,
+    /// Of names and values as they are stored. What values of the caller's types take is estimated from a sample.
+    pub(crate) bytes: u64,
+    /// What was looked at to find this out: collections, shards, members of the sample.
+    pub(crate) looks: u64,
+}
+
+type Census = Box<dyn Fn() -> Option<Population> + Send + Sync>;
 
 #[derive(Default)]
 struct Status {
@@ -95,14 +104,14 @@ impl Background {
         self.dead.get().map(String::as_str)
     }
 
-    /// How the backend learns how many members there are.
+    /// How the backend learns what there is.
     pub(crate) fn set_census(&self, census: Census) {
         // A store is loaded once.
         _ = self.census.set(census);
     }
 
-    /// How many members there are, when somebody can tell.
-    pub(crate) fn members(&self) -> Option<usize> {
+    /// What there is, when somebody can tell. Takes every shard's lock.
+    pub(crate) fn population(&self) -> Option<Population> {
         self.census.get().and_then(|census| census())
     }
 

@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::cell::Cell;
+use std::hash::BuildHasher;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -9,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::backend::backup::back_up;
 use crate::backend::{Backend, Change, Inflow, Layout, Loader, Progress, Quarantined, Sink, Stage};
+use crate::background::Population;
 use crate::clock::Clock;
 use crate::codec;
 use crate::error::{Error, Result};
@@ -350,6 +352,42 @@ impl Engine {
             bytes += size;
         }
         (members, collections, bytes)
+    }
+
+    /// What there is, as it is stored.
+    pub(crate) fn population(&self) -> Population {
+        /// How many values of the caller's types are encoded to see what they take, and how many of one place.
+        const SAMPLE: u64 = 256;
+        const AT_ONCE: u64 = 16;
+        /// About as many members are in a shard.
+        const SHARD: u64 = 1000;
+        let mut found = Population::default();
+        // By collection: how many values there are of which it is not known what they take, up to its last.
+        let mut unknown: Vec<(u64, Arc<Shelves>)> = Vec::new();
+        let mut last = 0;
+        for shelves in self.registry.all() {
+            let (members, bytes, values) = shelves.settled(|shelf| shelf.stored()).unwrap_or_default();
+            found.members += members;
+            found.bytes += bytes;
+            found.looks += 1 + members / SHARD;
+            if values > 0 {
+                last += values;
+                unknown.push((last, shelves));
+            }
+        }
+        let mut sizes = Vec::new();
+        for part in 0..if last > 0 { SAMPLE / AT_ONCE } else { 0 } {
+            let chance = self.hasher().hash_one((part, self.version()));
+            let at = chance % last;
+            if let Some((_, shelves)) = unknown.get(unknown.partition_point(|(last, _)| *last <= at)) {
+                shelves.settled(|shelf| shelf.sample((chance >> 32) as u32, AT_ONCE as usize, &mut sizes));
+            }
+        }
+        if !sizes.is_empty() {
+            found.bytes += sizes.iter().sum::<usize>() as u64 * last / sizes.len() as u64;
+            found.looks += sizes.len() as u64;
+        }
+        found
     }
 }
 
@@ -978,7 +1016,7 @@ impl Loading<'_> {
             let counted = Arc::downgrade(core);
             engine.link.background.set_census(Box::new(move || {
                 let core = counted.upgrade()?;
-                core.engine().map(|engine| engine.tally().0)
+                core.engine().map(Engine::population)
             }));
             // Nobody else sets it: only one load is under way, and none comes after one that is done.
             _ = core.engine.set(engine);
@@ -1131,8 +1169,8 @@ impl Sink for Intake<'_> {
         }
     }
 
-    fn members(&self) -> usize {
-        self.engine.tally().0
+    fn population(&self) -> Population {
+        self.engine.population()
     }
 
     fn quarantined(&self, what: Quarantined) {

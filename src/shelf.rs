@@ -188,6 +188,11 @@ pub(crate) trait AnyShelf: Send + Sync {
     fn take_all_kept(&self) -> Box<dyn Any>;
     fn names(&self, cursor: u64, out: &mut Vec<Member>) -> Result<Option<u64>, Refused>;
     fn tally(&self) -> Result<(usize, u64), Refused>;
+    /// Live members; what of them is known of bytes as they are stored; and of how many the value's are not.
+    fn stored(&self) -> Result<(u64, u64, u64), Refused>;
+    /// Adds what the values of some members take when they are stored, at most so many of those whose hashes are near these
+    /// bits.
+    fn sample(&self, bits: u32, most: usize, sizes: &mut Vec<usize>) -> Result<(), Refused>;
     fn barrier(&self);
     /// See [`Table::place`].
     fn place(&self, member: &str) -> u32;
@@ -393,6 +398,34 @@ impl<V: Stored> AnyShelf for Shelf<V> {
 
     fn tally(&self) -> Result<(usize, u64), Refused> {
         self.table.tally()
+    }
+
+    fn stored(&self) -> Result<(u64, u64, u64), Refused> {
+        let (members, bytes) = self.table.tally()?;
+        let members = members as u64;
+        Ok(match V::WEIGHT {
+            None => (members, bytes, 0),
+            Some(weight) => (members, bytes.saturating_sub(members * weight as u64), members),
+        })
+    }
+
+    fn sample(&self, bits: u32, most: usize, sizes: &mut Vec<usize>) -> Result<(), Refused> {
+        let mut found = Vec::new();
+        self.table.scan(u64::from(bits), |_, value, _| {
+            if found.len() < most {
+                found.push(value.clone());
+            }
+        })?;
+        let mut buffer = Vec::new();
+        for value in found {
+            buffer.clear();
+            match self.form.encode {
+                Encode::Share(_) => sizes.push(value.weight()),
+                // One that does not encode is not stored.
+                Encode::Write(write) => sizes.extend(encode_guarded(write, value, &mut buffer).map(|()| buffer.len())),
+            }
+        }
+        Ok(())
     }
 
     fn barrier(&self) {

@@ -15,6 +15,7 @@ use lab::{
 };
 use larder::{Error, Layout, Store};
 use proptest::prelude::*;
+use serde::{Deserialize, Serialize};
 
 fn temporary() -> (tempfile::TempDir, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
@@ -429,6 +430,46 @@ fn the_space_of_what_is_deleted_comes_back_by_itself() {
         until("what was deleted has gone", || disk_size(&path) < bytes / 2);
         drop(store);
         assert_eq!(reopen(&path).len("collection").unwrap(), 0);
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct Page {
+    text: String,
+}
+
+/// A tenth of the members hold nearly all of the bytes.
+#[test]
+fn the_space_of_a_few_large_members_comes_back_by_itself() {
+    let large = "x".repeat(50_000);
+    let by_key = |store: &Store, name: &str, text: &str| drop(store.put(format!("pages/{name}"), text).unwrap());
+    let typed = |store: &Store, name: &str, text: &str| {
+        drop(store.collection::<Page>("pages").unwrap().put(name, Page { text: text.to_owned() }).unwrap());
+    };
+    for put in [&by_key as &dyn Fn(&Store, &str, &str), &typed] {
+        for again in [false, true] {
+            let (_dir, path) = temporary();
+            let store = packed(&path);
+            for number in 0..10_000 {
+                put(&store, &format!("small {number}"), "\"small\"");
+            }
+            for number in 0..1000 {
+                put(&store, &format!("large {number}"), &large);
+            }
+            store.flush().unwrap();
+            assert!(disk_size(&path) > 50_000_000);
+            // Nothing else is written after them.
+            for number in 0..1000 {
+                if again {
+                    put(&store, &format!("large {number}"), "\"small now\"");
+                } else {
+                    store.delete(format!("pages/large {number}")).unwrap();
+                }
+            }
+            until("what was large has gone", || disk_size(&path) < 25_000_000);
+            drop(store);
+            assert_eq!(reopen(&path).len("pages").unwrap(), if again { 11_000 } else { 10_000 });
+        }
     }
 }
 

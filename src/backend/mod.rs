@@ -145,7 +145,7 @@ pub(crate) use look::Look;
 pub use memory::Memory;
 pub use packed::Packed;
 
-use crate::background::Background;
+use crate::background::{Background, Population};
 use crate::error::{Error, Result};
 use crate::fs::{Fs, Native};
 
@@ -415,8 +415,8 @@ pub(crate) trait Sink: Sync {
     fn is_newest(&self, change: &Change<'_>) -> bool;
     /// All have been.
     fn recovered(&self);
-    /// How many there are by now.
-    fn members(&self) -> usize;
+    /// What there is by now.
+    fn population(&self) -> Population;
     fn quarantined(&self, what: Quarantined);
     fn progress(&self, progress: Progress);
 }
@@ -486,8 +486,8 @@ impl Loader<'_> {
         self.sink.recovered();
     }
 
-    /// How many members there are by now.
-    pub(crate) fn members(&self) -> usize {
-        self.sink.members()
+    /// What there is by now.
+    pub(crate) fn population(&self) -> Population {
+        self.sink.population()
     }
 }

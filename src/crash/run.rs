@@ -10,6 +10,7 @@ use super::tell;
 use super::workload::{A_WHILE, Act, BEGIN, Broken, Effect, Held, History, LATE, Members, Workload, effects, is_in};
 use crate::ManualClock;
 use crate::backend::{Backend, Change, Files, Inflow, Layout, Loader, Packed, Progress, Quarantined, Sink};
+use crate::background::Population;
 use crate::error::{Error, Result};
 use crate::fs::sim::{Image, Mark, Op, Sim, Without};
 use crate::options::Durability;
@@ -370,8 +371,10 @@ impl Sink for Found {
 
     fn recovered(&self) {}
 
-    fn members(&self) -> usize {
-        self.members.lock().values().filter(|(_, held)| held.is_some()).count()
+    fn population(&self) -> Population {
+        let members = self.members.lock();
+        let live = members.iter().filter_map(|(key, (_, held))| Some(key.len() + held.as_ref()?.value.len()));
+        Population { members: live.clone().count() as u64, bytes: live.sum::<usize>() as u64, looks: 0 }
     }
 
     fn quarantined(&self, what: Quarantined) {

@@ -84,6 +84,9 @@ pub(crate) enum Refused {
 
 /// What the map holds: a handle that is cheap to clone.
 pub(crate) trait Stored: Clone + Send + Sync + 'static {
+    /// What each weighs, where that says nothing of what it takes when it is stored.
+    const WEIGHT: Option<usize>;
+
     /// Its size in bytes, exact or estimated, the same at every call.
     fn weight(&self) -> usize;
 
@@ -93,6 +96,8 @@ pub(crate) trait Stored: Clone + Send + Sync + 'static {
 }
 
 impl Stored for Value {
+    const WEIGHT: Option<usize> = None;
+
     #[inline]
     fn weight(&self) -> usize {
         self.len()
@@ -105,6 +110,8 @@ impl Stored for Value {
 }
 
 impl<T: Send + Sync + 'static> Stored for std::sync::Arc<T> {
+    const WEIGHT: Option<usize> = Some(size_of::<T>());
+
     #[inline]
     fn weight(&self) -> usize {
         size_of::<T>()

@@ -1,5 +1,6 @@
 //! The thread that compacts: it decides when, and does it with what [`pass`] offers.
 
+use std::cell::Cell;
 use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -8,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::pass;
 use crate::backend::files::place::Place;
 use crate::backend::front;
-use crate::background::Background;
+use crate::background::{Background, Population};
 use crate::error::{Error, Result};
 use crate::journal::{self, Extent, Numbers};
 use crate::shelf::panic_message;
@@ -17,14 +18,24 @@ use crate::sync::{Condvar, Mutex, thread, wait_for};
 /// Below so many bytes nothing is worth a compaction.
 const FEW_BYTES: u64 = 2 * journal::SEGMENT;
 
-/// Members are counted again when more than one in so many changes came since.
+/// What there is is counted again when more than one in so many changes came since.
 const COUNT_AGAIN: u64 = 64;
+
+/// And after this for each look that it takes, of some 200 ns, if anything came: that is a hundredth of the time.
+const PER_LOOK: Duration = Duration::from_micros(20);
+
+/// Where it takes so few it is done at once.
+const FEW_LOOKS: u64 = 64;
+
+/// What a member takes in a segment beside its name and its value, at most: more is garbage.
+const AROUND: u64 = 64;
 
 /// More small segments than this are joined.
 const MANY_SMALL: usize = 16;
 
-/// The most bytes that are written in a second when nobody waits for it.
-const RATE: u64 = 64 << 20;
+/// The most bytes that are read and written in a second when nobody waits for it, and less than three quarters of what is
+/// there is garbage. Where it is more the disk would be full before it comes back.
+const RATE: u64 = 128 << 20;
 
 const FIRST_RETRY: Duration = Duration::from_millis(200);
 const LAST_RETRY: Duration = Duration::from_secs(10);
@@ -56,8 +67,11 @@ struct State {
     after_last: u64,
     /// The same of the changes that count for nothing: deletes make many of them in few bytes.
     garbage_after_last: u64,
-    /// Members when they were last counted, which takes every shard's lock; `None` if nobody could tell.
-    members: Option<u64>,
+    /// The same of the bytes that do.
+    waste_after_last: u64,
+    /// What there was when it was last counted, which takes every shard's lock.
+    population: Population,
+    counted_at: Option<Instant>,
     /// Changes since, at most as many as members have come or gone.
     uncounted: u64,
     /// The highest number in use.
@@ -87,12 +101,12 @@ pub(super) enum Aim {
 
 impl State {
     /// What a load has found.
-    fn found(held: Vec<Held>, members: usize) -> State {
+    fn found(held: Vec<Held>, population: Population) -> State {
         let records = held.iter().map(|held| held.records).sum();
-        State { held, records, members: Some(members as u64), ..State::default() }
+        State { held, records, population, ..State::default() }
     }
 
-    fn aim(&mut self, members: impl FnOnce() -> Option<usize>) -> Option<Aim> {
+    fn aim(&self) -> Option<Aim> {
         if self.on_hold || self.paused || self.held.is_empty() && self.gone.is_empty() {
             return None;
         }
@@ -103,38 +117,57 @@ impl State {
         let worthwhile = self.held.iter().any(|held| held.damaged)
             || !self.gone.is_empty()
             || small > MANY_SMALL
-            || self.is_mostly_garbage(members);
+            || self.is_mostly_garbage();
         worthwhile.then_some(Aim::Worthwhile)
     }
 
-    /// Whether it is, and another pass would find more of it than the last.
-    fn is_mostly_garbage(&mut self, members: impl FnOnce() -> Option<usize>) -> bool {
-        let bytes: u64 = self.held.iter().map(|held| held.end).sum();
+    fn bytes(&self) -> u64 {
+        self.held.iter().map(|held| held.end).sum()
+    }
+
+    /// Whether it is to be counted again what there is, before anybody asks whether that is mostly garbage.
+    fn wants_a_count(&self) -> bool {
+        let looks = self.population.looks;
+        let soon = looks <= FEW_LOOKS || self.counted_at.is_none_or(|at| at.elapsed() >= PER_LOOK * looks as u32);
+        let enough = if soon { 0 } else { self.records / COUNT_AGAIN };
+        self.uncounted > enough && !self.on_hold && self.bytes() >= FEW_BYTES
+    }
+
+    /// Whether it is, as changes or as bytes, and another pass would find more of it than the last.
+    fn is_mostly_garbage(&self) -> bool {
+        let bytes = self.bytes();
         if bytes < FEW_BYTES {
             return false;
         }
-        if self.members.is_none() || self.uncounted > self.records / COUNT_AGAIN {
-            self.count_members(members());
-        }
-        let garbage = self.garbage();
+        let (garbage, waste) = (self.garbage(), self.waste(bytes));
         let grown = bytes >= self.after_last + (self.after_last / 4).max(journal::SEGMENT);
         garbage > self.records / 2 && (grown || garbage >= self.garbage_after_last + self.records / 4)
+            || waste > bytes / 2 && (grown || waste >= self.waste_after_last + bytes / 4)
     }
 
-    fn count_members(&mut self, members: Option<usize>) {
-        (self.members, self.uncounted) = (members.map(|members| members as u64), 0);
-    }
-
-    /// Changes that count for nothing; all of them if nobody knows how many members there are.
+    /// Changes that count for nothing.
     fn garbage(&self) -> u64 {
-        self.records.saturating_sub(self.members.unwrap_or(0))
+        self.records.saturating_sub(self.population.members)
+    }
+
+    /// Of so many bytes in segments those that count for nothing, as far as is known without reading them. What a few large
+    /// members leave behind shows here, and what many small ones do in the number of changes.
+    fn waste(&self, bytes: u64) -> u64 {
+        let Population { members, bytes: live, .. } = self.population;
+        bytes.saturating_sub(live.saturating_add(members * AROUND))
+    }
+
+    /// Whether the space is wanted more than the disk's time.
+    fn is_nearly_all_garbage(&self) -> bool {
+        let bytes = self.bytes();
+        self.garbage() > self.records / 4 * 3 || self.waste(bytes) > bytes / 4 * 3
     }
 
     /// A pass begins: another is to find more than there is now.
-    fn begins(&mut self, members: Option<usize>) {
-        self.after_last = self.held.iter().map(|held| held.end).sum();
-        self.count_members(members);
+    fn begins(&mut self) {
+        self.after_last = self.bytes();
         self.garbage_after_last = self.garbage();
+        self.waste_after_last = self.waste(self.after_last);
     }
 
     /// A pass that looked at these segments is over, and has dropped so many changes. What has come meanwhile it has not
@@ -146,6 +179,7 @@ impl State {
         self.after_last = known.map(|held| held.end).sum();
         self.records = self.records.saturating_sub(dropped);
         self.garbage_after_last = self.garbage_after_last.saturating_sub(dropped);
+        self.waste_after_last = self.waste(self.after_last);
     }
 }
 
@@ -153,6 +187,20 @@ impl State {
 struct Shared {
     state: Mutex<State>,
     changed: Condvar,
+}
+
+impl Shared {
+    /// Counts what there is. That may run the caller's code, which encodes: no lock may be held.
+    fn count(&self, background: &Background) {
+        let seen = self.state.lock().uncounted;
+        let population = background.population();
+        let mut state = self.state.lock();
+        // Nobody can tell while the store is loaded, or when it has gone.
+        state.population = population.unwrap_or(state.population);
+        state.counted_at = Some(Instant::now());
+        // What has come meanwhile may not be in it.
+        state.uncounted = state.uncounted.saturating_sub(seen);
+    }
 }
 
 /// The janitor's end.
@@ -173,9 +221,9 @@ impl Compactor {
         numbers: Arc<Numbers>,
         background: Arc<Background>,
         held: Vec<Held>,
-        members: usize,
+        population: Population,
     ) -> Compactor {
-        let shared = Arc::new(Shared { state: Mutex::new(State::found(held, members)), changed: Condvar::new() });
+        let shared = Arc::new(Shared { state: Mutex::new(State::found(held, population)), changed: Condvar::new() });
         Compactor {
             shared,
             place,
@@ -218,8 +266,11 @@ impl Compactor {
 
     /// Whether a pass is due that should see the newest changes, too: a few deletes can make garbage of everything.
     pub(super) fn wants_the_newest(&self) -> bool {
-        let mut state = self.shared.state.lock();
-        !state.on_hold && state.is_mostly_garbage(|| self.background.members())
+        if self.shared.state.lock().wants_a_count() {
+            self.shared.count(&self.background);
+        }
+        let state = self.shared.state.lock();
+        !state.on_hold && state.is_mostly_garbage()
     }
 
     /// The segments, as far as they are durable.
@@ -232,7 +283,7 @@ impl Compactor {
         let mut state = self.shared.state.lock();
         state.counter = counter;
         state.paused = false;
-        if state.aim(|| self.background.members()).is_none() {
+        if state.aim().is_none() {
             return;
         }
         drop(state);
@@ -370,7 +421,13 @@ impl Work {
             if state.ending {
                 return None;
             }
-            let aim = state.aim(|| self.background.members());
+            if state.wants_a_count() && state.waiters.is_empty() {
+                drop(state);
+                self.shared.count(&self.background);
+                state = self.shared.state.lock();
+                continue;
+            }
+            let aim = state.aim();
             let left = wait.saturating_sub(from.elapsed());
             match aim {
                 Some(aim) if left.is_zero() || aim == Aim::Everything => return Some(aim),
@@ -417,13 +474,14 @@ impl Work {
     /// Of the disk; or that it was given up.
     fn pass(&self, aim: Aim) -> Result<()> {
         self.clean()?;
-        let (held, counter) = {
+        self.shared.count(&self.background);
+        let (held, counter, urgent) = {
             let mut state = self.shared.state.lock();
             // They may take long to be worthwhile again, also when this fails.
-            state.begins(self.background.members());
-            (state.held.clone(), state.counter)
+            state.begins();
+            (state.held.clone(), state.counter, state.is_nearly_all_garbage())
         };
-        let pace = Pace { work: self, hurried: aim == Aim::Everything, from: Instant::now() };
+        let pace = Pace { work: self, hurried: urgent || aim == Aim::Everything, budget: Cell::default() };
         let mut index = pass::Index::of(&self.place, &held, &pace)?;
         while let Some(chosen) = index.choose(aim) {
             let mut gone = Vec::new();
@@ -442,29 +500,50 @@ impl Work {
     }
 }
 
+/// Spreads what is read and written over time.
+#[derive(Debug, Clone, Copy, Default)]
+struct Budget {
+    /// When what was spent last is paid for.
+    due: Option<Instant>,
+}
+
+impl Budget {
+    /// How long to wait before so many bytes more are read or written. What was not spent is not saved.
+    fn wait(&self, now: Instant) -> Duration {
+        self.due.map_or(Duration::ZERO, |due| due.saturating_duration_since(now))
+    }
+
+    fn spend(&mut self, bytes: u64, now: Instant) {
+        let from = self.due.map_or(now, |due| due.max(now));
+        self.due = from.checked_add(Duration::from_micros(bytes.saturating_mul(1_000_000) / RATE));
+    }
+}
+
 /// Lets a pass go on, or not, and not too fast.
 pub(super) struct Pace<'a> {
     work: &'a Work,
     hurried: bool,
-    from: Instant,
+    budget: Cell<Budget>,
 }
 
 impl Pace<'_> {
-    /// Something was done, and so many bytes have been written in this pass.
+    /// So many bytes are about to be read or written.
     ///
     /// # Errors
     ///
     /// It is to be given up.
-    pub(super) fn step(&self, written: u64) -> Result<()> {
+    pub(super) fn step(&self, bytes: u64) -> Result<()> {
         self.work.background.moved();
-        let due = self.from + Duration::from_micros(written.saturating_mul(1_000_000) / RATE);
         let mut state = self.work.shared.state.lock();
         loop {
             if state.ending || state.paused {
                 return Err(Error::Closed { path: self.work.place.root.path().to_owned() });
             }
-            let left = due.saturating_duration_since(Instant::now());
-            if self.hurried || !state.waiters.is_empty() || left.is_zero() || cfg!(test) {
+            let (now, mut budget) = (Instant::now(), self.budget.get());
+            let left = budget.wait(now);
+            if self.hurried || !state.waiters.is_empty() || left.is_zero() {
+                budget.spend(bytes, now);
+                self.budget.set(budget);
                 return Ok(());
             }
             (state, _) = wait_for(&self.work.shared.changed, state, left);
@@ -476,35 +555,80 @@ impl Pace<'_> {
 mod tests {
     use super::*;
 
+    /// Members of ten bytes.
+    fn members(members: u64) -> Population {
+        Population { members, bytes: 10 * members, looks: 1 }
+    }
+
     #[test]
     fn what_comes_during_a_pass_makes_another_worth_its_while() {
         let segment = |number, end| Held { number, end, packed: false, records: 0, damaged: false };
         let held = (1..=5).map(|number| segment(number, journal::SEGMENT)).collect();
         // All members are deleted, in RAM. Of the deletes a few have been appended.
-        let mut state = State { held, records: 40_000 + 2_000, ..State::default() };
-        let members = || Some(0);
-        assert_eq!(state.aim(members), Some(Aim::Worthwhile));
+        let mut state = State { held, records: 40_000 + 2_000, population: members(0), ..State::default() };
+        assert_eq!(state.aim(), Some(Aim::Worthwhile));
         let seen = state.held.clone();
-        state.begins(members());
-        assert_eq!(state.aim(members), None, "it would find nothing else");
+        state.begins();
+        assert_eq!(state.aim(), None, "it would find nothing else");
         // The rest comes while the pass finds next to nothing in what it looks at.
         state.records += 38_000;
         state.held.push(segment(6, journal::SEGMENT / 2));
         state.is_over(&seen, 100);
-        assert_eq!(state.aim(members), Some(Aim::Worthwhile));
+        assert_eq!(state.aim(), Some(Aim::Worthwhile));
         // One that finds it all leaves nothing for another.
         let seen = std::mem::take(&mut state.held);
-        state.begins(members());
+        state.begins();
         state.is_over(&seen, 79_900);
         assert_eq!((state.records, state.garbage_after_last, state.after_last), (0, 0, 0));
     }
 
     #[test]
     fn a_load_is_no_reason_for_a_pass() {
-        let segment = |number| Held { number, end: journal::SEGMENT, packed: true, records: 500, damaged: false };
+        let end = journal::SEGMENT;
+        let segment = |number| Held { number, end, packed: true, records: 5, damaged: false };
         let held: Vec<_> = (1..=4).map(segment).collect();
-        // Nobody can be asked while the store is being loaded.
-        assert_eq!(State::found(held.clone(), 1_990).aim(|| None), None);
-        assert_eq!(State::found(held, 10).aim(|| None), Some(Aim::Worthwhile));
+        let found = |members, bytes| State::found(held.clone(), Population { members, bytes, looks: 1 });
+        assert!(!found(19, 3 * end).wants_a_count());
+        assert_eq!(found(19, 3 * end).aim(), None);
+        // Most changes count for nothing; or most bytes do.
+        assert_eq!(found(1, 3 * end).aim(), Some(Aim::Worthwhile));
+        assert_eq!(found(19, end).aim(), Some(Aim::Worthwhile));
+    }
+
+    #[test]
+    fn a_pass_reads_and_writes_no_more_than_its_rate_allows() {
+        let start = Instant::now();
+        let mut budget = Budget::default();
+        let mut now = start;
+        let mut spent = 0;
+        // A large segment is read, and what took no time is followed by small pieces; then something takes long.
+        for (bytes, took) in [(RATE / 2, 0), (RATE / 8, 0), (RATE / 8, 0), (1 << 20, 10_000), (RATE, 0), (RATE, 0)] {
+            now += budget.wait(now);
+            let allowed = (now - start).as_secs_f64() * RATE as f64;
+            assert!(spent as f64 <= allowed + 1e6, "{spent} bytes, and {allowed} are allowed");
+            budget.spend(bytes, now);
+            spent += bytes;
+            now += Duration::from_millis(took);
+        }
+        // Ten seconds that were not used do not count later.
+        assert_eq!(budget.wait(now), Duration::from_secs(1));
+        assert_eq!(now - start, Duration::from_millis(750 + 10_000 + 1000));
+    }
+
+    #[test]
+    fn what_a_pass_cannot_find_is_not_looked_for_again_and_again() {
+        let end = journal::SEGMENT;
+        let segment = |number| Held { number, end, packed: false, records: 0, damaged: false };
+        let held: Vec<_> = (1..=8).map(segment).collect();
+        let mut state = State { held, records: 100, population: members(90), ..State::default() };
+        assert_eq!(state.aim(), Some(Aim::Worthwhile), "few bytes of many count");
+        let seen = state.held.clone();
+        state.begins();
+        state.is_over(&seen, 0);
+        assert_eq!(state.aim(), None);
+        state.held.push(segment(9));
+        assert_eq!(state.aim(), None, "an eighth more");
+        state.held.push(segment(10));
+        assert_eq!(state.aim(), Some(Aim::Worthwhile), "a quarter more");
     }
 }

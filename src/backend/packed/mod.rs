@@ -110,7 +110,7 @@ impl Backend for Packed {
         let numbers = Arc::new(Numbers::after(found.last.number.max(found.highest)));
         let background = loader.background.clone();
         #[cfg_attr(not(test), expect(unused_mut, reason = "tests change it"))]
-        let mut compactor = Compactor::new(place.clone(), numbers.clone(), background, found.held, loader.members());
+        let mut compactor = Compactor::new(place.clone(), numbers.clone(), background, found.held, loader.population());
         #[cfg(test)]
         compactor.stay_on_this_thread(self.eager);
         let front = Front::new(place, numbers, found.last, found.carried, found.counter, journal::SEGMENT);

@@ -74,7 +74,6 @@ pub(super) struct Index {
     /// By member: the newest deadline given after its value.
     deadlines: HashMap<u128, u64>,
     dropped: u64,
-    written: u64,
 }
 
 struct Counted {
@@ -94,11 +93,10 @@ impl Index {
             clears: HashMap::new(),
             deadlines: HashMap::new(),
             dropped: 0,
-            written: 0,
         };
         for &held in held {
             index.segments.push(Counted { held, live: 0, oldest_put: u64::MAX });
-            pace.step(0)?;
+            pace.step(held.end)?;
             with_frames(place, &held, |scan| {
                 for (_, frame) in &scan.frames {
                     frame.each(|change| index.add(&change));
@@ -228,7 +226,6 @@ impl Index {
             gone.push(out.number);
         }
         let packed = packed?;
-        self.written += packed.map_or(0, |packed| packed.end);
         gone.extend(chosen.iter().map(|held| held.number));
         Ok(packed)
     }
@@ -252,6 +249,7 @@ impl Index {
         let mut others = Others::default();
         let mut records = 0;
         for held in chosen {
+            pace.step(held.end)?;
             with_frames(place, held, |scan| {
                 for (_, frame) in &scan.frames {
                     let mut failed = Ok(());
@@ -262,8 +260,8 @@ impl Index {
                     });
                     failed?;
                     if out.written > out.told + CHUNK as u64 {
+                        pace.step(out.written - out.told)?;
                         out.told = out.written;
-                        pace.step(self.written + out.written)?;
                     }
                 }
                 Ok(())
