@@ -8,12 +8,13 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 use lab::{
     BLOCK, Chance, OTHERS, as_a_packed_store_after_a_crash, assert_tidy, contents, disk_size, frames, member_files,
     segments, tell, tree, until,
 };
-use larder::{Error, Layout, Store};
+use larder::{Error, Layout, Progress, Stage, Store};
 use proptest::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -398,6 +399,32 @@ fn compacted_members_take_little_more_than_their_keys_and_values() {
     let size = disk_size(&path);
     store.compact().unwrap();
     assert!(disk_size(&path) <= size);
+}
+
+/// One segment, which is more than one part of the work.
+#[test]
+fn a_load_of_one_segment_shows_how_far_it_has_come_on_the_thread_that_loads() {
+    let (_dir, path) = temporary();
+    let store = packed(&path);
+    fill(&store, 20_000, 200, 0);
+    store.compact().unwrap();
+    store.close().unwrap();
+    assert_eq!(segments(&path).len(), 1);
+
+    let seen: Arc<Mutex<Vec<Progress>>> = Arc::default();
+    let (told, loading) = (seen.clone(), std::thread::current().id());
+    let store = Store::options(&path).on_progress(move |progress| {
+        assert_eq!(std::thread::current().id(), loading);
+        told.lock().unwrap().push(progress);
+    });
+    let store = store.open().unwrap();
+    assert_eq!(store.len("collection").unwrap(), 20_000);
+    let seen = seen.lock().unwrap();
+    let size = fs::metadata(&segments(&path)[0]).unwrap().len();
+    assert!(seen.is_sorted_by_key(|progress| progress.done));
+    assert!(seen.iter().all(|progress| (progress.stage, progress.total) == (Stage::Load, size)));
+    assert_eq!((seen[0].done, seen.last().unwrap().done), (0, size));
+    assert!(seen.iter().filter(|progress| 0 < progress.done && progress.done < size).count() > 2, "{seen:?}");
 }
 
 #[test]

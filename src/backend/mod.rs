@@ -349,9 +349,10 @@ impl fmt::Display for Layout {
 pub struct Progress {
     /// What it is the progress of.
     pub stage: Stage,
-    /// Members read, or bytes of the journal brought to the files, so far.
+    /// What is done so far. Of a load: members read; of a packed store bytes of its segments. Of a close: bytes of the journal
+    /// brought to the files.
     pub done: u64,
-    /// Members there are to read, or bytes of the journal that there were when the close began.
+    /// What there is to do: all of them, or the bytes that there were when the close began.
     pub total: u64,
 }
 
@@ -359,7 +360,7 @@ pub struct Progress {
 #[non_exhaustive]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
-    /// Loading: members are read.
+    /// Loading: what is stored is read.
     Load,
     /// Closing: what the journal holds comes to rest in files.
     Close,

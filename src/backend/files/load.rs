@@ -1,5 +1,6 @@
 //! Reading a store: every directory and every file, on several threads.
 
+use std::cell::RefCell;
 use std::io;
 
 use super::header;
@@ -48,14 +49,14 @@ pub(super) fn collections(fs: &dyn Fs, root: &Dir) -> Result<Vec<String>> {
 /// How many files there are that could be members'.
 pub(in crate::backend) fn count(fs: &dyn Fs, root: &Dir) -> Result<u64> {
     let chunks = Mutex::new(Vec::new());
-    in_parallel(&collections(fs, root)?, |dir| list(fs, root, dir, &chunks), |_| {})?;
+    in_parallel(&collections(fs, root)?, |dir, _| list(fs, root, dir, &chunks), |_| {})?;
     Ok(chunks.lock().iter().map(|chunk: &Chunk| chunk.files.len() as u64).sum())
 }
 
 /// Gives every member below `root` to the loader.
 pub(in crate::backend) fn load(fs: &dyn Fs, root: &Dir, loader: &Loader<'_>) -> Result<Found> {
     let chunks = Mutex::new(Vec::new());
-    in_parallel(&collections(fs, root)?, |dir| list(fs, root, dir, &chunks), |_| {})?;
+    in_parallel(&collections(fs, root)?, |dir, _| list(fs, root, dir, &chunks), |_| {})?;
     let chunks = std::mem::take(&mut *chunks.lock());
 
     let total = chunks.iter().map(|chunk: &Chunk| chunk.files.len() as u64).sum();
@@ -64,15 +65,16 @@ pub(in crate::backend) fn load(fs: &dyn Fs, root: &Dir, loader: &Loader<'_>) -> 
     loader.progress(0, total);
     in_parallel(
         &chunks,
-        |chunk| {
+        |chunk, step| {
             let (mut damaged, version) = read(fs, root, chunk, loader)?;
             let mut found = found.lock();
             found.damaged.append(&mut damaged);
             found.highest = found.highest.max(version);
+            step(chunk.files.len() as u64);
             Ok(())
         },
-        |chunk| {
-            done += chunk.files.len() as u64;
+        |files| {
+            done += files;
             loader.progress(done, total);
         },
     )?;
@@ -163,42 +165,45 @@ fn member(file: &[u8], dir: &str, file_name: &str, inflow: &mut dyn Inflow) -> R
     }
 }
 
-/// Does `work` on every item, on several threads, and calls `after` on this one as each is done. The first error ends it.
+/// Says how far some work has come: by so much more.
+pub(in crate::backend) type Step<'a> = dyn Fn(u64) + 'a;
+
+/// Does `work` on every item, on several threads, and calls `stepped` on this one with each step of it. The first error
+/// ends it.
 pub(in crate::backend) fn in_parallel<I: Sync>(
     items: &[I],
-    work: impl Fn(&I) -> Result<()> + Sync,
-    mut after: impl FnMut(&I),
+    work: impl Fn(&I, &Step<'_>) -> Result<()> + Sync,
+    mut stepped: impl FnMut(u64),
 ) -> Result<()> {
-    if cfg!(test) {
-        // A disk in memory has nothing to gain from threads, and a hundred thousand of them to lose.
-        return items.iter().try_for_each(|item| work(item).map(|()| after(item)));
-    }
     // A cold disk answers many readers faster than one per core; a warm one is as fast with either.
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = (cores * 4).clamp(4, 32).min(items.len());
-    if threads <= 1 {
-        return items.iter().try_for_each(|item| work(item).map(|()| after(item)));
+    // A disk in memory has nothing to gain from threads, and a hundred thousand of them to lose.
+    if threads <= 1 || cfg!(test) {
+        let stepped = RefCell::new(stepped);
+        return items.iter().try_for_each(|item| work(item, &|by| (stepped.borrow_mut())(by)));
     }
     let next = AtomicUsize::new(0);
-    let (done, finished) = unbounded();
+    let (told, steps) = unbounded();
     thread::scope(|scope| {
         for _ in 0..threads {
-            let (done, work, next) = (done.clone(), &work, &next);
+            let (told, work, next) = (told.clone(), &work, &next);
             scope.spawn(move || {
+                // Who hears of it is there until all have ended.
+                let step = |by| _ = told.send(Ok(by));
                 while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let worked = work(item);
-                    let failed = worked.is_err();
-                    if done.send((item, worked)).is_err() || failed {
+                    if let Err(error) = work(item, &step) {
+                        _ = told.send(Err(error));
                         break;
                     }
                 }
             });
         }
-        drop(done);
+        drop(told);
         let mut first_error = Ok(());
-        while let Ok((item, worked)) = finished.recv() {
-            match worked {
-                Ok(()) => after(item),
+        while let Ok(step) = steps.recv() {
+            match step {
+                Ok(by) => stepped(by),
                 Err(error) => {
                     // Nobody takes another item; what is under way is waited for.
                     next.store(items.len(), Ordering::Relaxed);

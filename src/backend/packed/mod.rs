@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::files::load::in_parallel;
+use super::files::load::{Step, in_parallel};
 use super::files::meta::{self, META_DIR, Mark};
 use super::files::place::Place;
 use super::front::{self, AFTER_DAMAGE, Front, Known, Tails, check_transaction, put_damage_aside};
@@ -295,21 +295,25 @@ fn load(place: &Arc<Place>, loader: &Loader<'_>) -> Result<Found> {
 
     let clears = Mutex::new(HashMap::<String, u64>::new());
     let reads = Mutex::new(Vec::new());
-    let total = known.len() as u64;
+    // Of one of which nothing is known it is the most that it can be.
+    let bytes = |known: &Known| if known.durable > 0 { known.durable } else { journal::SEGMENT };
+    let total = known.iter().map(bytes).sum();
     let mut done = 0;
     loader.progress(0, total);
     in_parallel(
         &known,
-        |known| {
-            let read = read(place, known, &clears, loader)?;
+        |known, step| {
+            let read = read(place, known, &clears, loader, step)?;
             reads.lock().push(read);
             Ok(())
         },
-        |_| {
-            done += 1;
+        |bytes| {
+            // A segment may reach beyond what is known of it.
+            done = total.min(done + bytes);
             loader.progress(done, total);
         },
     )?;
+    loader.progress(total, total);
     for (collection, &version) in &*clears.lock() {
         loader.apply(&[Change::Clear { collection, version }])?;
     }
@@ -350,31 +354,85 @@ fn load(place: &Arc<Place>, loader: &Loader<'_>) -> Result<Found> {
 }
 
 /// Gives what is in a segment to the loader: what may not be durable is kept for later.
-fn read(place: &Place, known: &Known, clears: &Mutex<HashMap<String, u64>>, loader: &Loader<'_>) -> Result<Read> {
+fn read(
+    place: &Place,
+    known: &Known,
+    clears: &Mutex<HashMap<String, u64>>,
+    loader: &Loader<'_>,
+    step: &Step<'_>,
+) -> Result<Read> {
     let bytes = front::read(place, known)?;
     let frames = &bytes[bytes.len().min(segment::HEADER)..];
     let scan = segment::scan(frames, known.number, segment::HEADER as u64, known.durable);
     let damaged = put_damage_aside(place, known, &bytes, &scan, loader)?;
     let packed = known.header.is_some_and(|header| header.packed_end.is_some());
-    let mut counter = known.header.map_or(0, |header| header.counter);
-    let (mut records, mut tails, mut failed) = (0, Vec::new(), Ok(()));
+    let given = Mutex::new(Given { records: 0, counter: known.header.map_or(0, |header| header.counter) });
+    let mut told = 0;
+    in_parallel(
+        &parts(&scan),
+        |frames, step| {
+            let part = give(frames, clears, loader)?;
+            {
+                let mut given = given.lock();
+                given.records += part.records;
+                given.counter = given.counter.max(part.counter);
+            }
+            step(frames.iter().map(|(_, frame)| frame.size()).sum());
+            Ok(())
+        },
+        |bytes| {
+            told += bytes;
+            step(bytes);
+        },
+    )?;
+    // What is no frame, or not durable.
+    step((bytes.len() as u64).saturating_sub(told));
+    let mut tails = Vec::new();
+    // The mark of a close has nothing in it that could be carried.
+    for (offset, frame) in scan.frames.iter().filter(|(offset, frame)| *offset >= scan.durable && !frame.is_mark()) {
+        if !known.is_over {
+            let at = *offset as usize;
+            // What fills up to the next frame may be missing.
+            let end = (at + frame.size() as usize).min(bytes.len());
+            tails.push((bytes[at..end].to_vec(), *offset));
+        }
+    }
+    let Given { records, counter } = *given.lock();
+    let held = Held { number: known.number, end: scan.durable, packed, records, damaged };
+    let is_strange = scan.frames.is_empty()
+        && scan.durable <= segment::HEADER as u64
+        && known.header.is_none()
+        && bytes.iter().any(|&byte| byte != 0);
+    Ok(Read { held, tails, counter, is_strange })
+}
+
+type Frames<'a> = [(u64, journal::frame::Frame<'a>)];
+
+/// The durable frames of a segment in parts that several threads may take: a large one is not for one alone.
+fn parts<'s, 'b>(scan: &'s segment::Scan<'b>) -> Vec<&'s Frames<'b>> {
+    const PART: u64 = 1 << 20;
+    let (durable, _) = scan.frames.split_at(scan.frames.partition_point(|(offset, _)| *offset < scan.durable));
+    durable.chunk_by(|(a, _), (b, _)| a / PART == b / PART).collect()
+}
+
+/// What was given to the loader.
+#[derive(Clone, Copy)]
+struct Given {
+    records: u64,
+    /// The highest version.
+    counter: u64,
+}
+
+/// Gives what is in some frames to the loader.
+fn give(frames: &Frames<'_>, clears: &Mutex<HashMap<String, u64>>, loader: &Loader<'_>) -> Result<Given> {
+    let (mut given, mut failed) = (Given { records: 0, counter: 0 }, Ok(()));
     let mut cleared: HashMap<&str, u64> = HashMap::new();
     let mut inflow = loader.inflow();
-    for (offset, frame) in &scan.frames {
-        let at = *offset as usize;
-        if *offset >= scan.durable {
-            // The mark of a close has nothing in it that could be carried.
-            if !known.is_over && !frame.is_mark() {
-                // What fills up to the next frame may be missing.
-                let end = (at + frame.size() as usize).min(bytes.len());
-                tails.push((bytes[at..end].to_vec(), *offset));
-            }
-            continue;
-        }
+    for (_, frame) in frames {
         frame.each(|change| {
-            records += 1;
-            counter = counter.max(change.version());
-            let given = match change {
+            given.records += 1;
+            given.counter = given.counter.max(change.version());
+            let done = match change {
                 Change::Put { collection, member, version, deadline, codec, value } => {
                     inflow.put(collection, member, version, deadline, codec, value)
                 }
@@ -386,8 +444,8 @@ fn read(place: &Place, known: &Known, clears: &Mutex<HashMap<String, u64>>, load
                 other => loader.apply(&[other]),
             };
             // A result is large, and nearly always empty: it is not to be moved.
-            if given.is_err() && failed.is_ok() {
-                failed = given;
+            if done.is_err() && failed.is_ok() {
+                failed = done;
             }
         });
     }
@@ -399,10 +457,5 @@ fn read(place: &Place, known: &Known, clears: &Mutex<HashMap<String, u64>>, load
             *newest = version.max(*newest);
         }
     }
-    let held = Held { number: known.number, end: scan.durable, packed, records, damaged };
-    let is_strange = scan.frames.is_empty()
-        && scan.durable <= segment::HEADER as u64
-        && known.header.is_none()
-        && bytes.iter().any(|&byte| byte != 0);
-    Ok(Read { held, tails, counter, is_strange })
+    Ok(given)
 }
