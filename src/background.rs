@@ -1,10 +1,12 @@
 //! What a backend does in the background, as the rest of the store sees it: how much waits, whether it moves, what fails.
 
+use std::any::Any;
 use std::fmt;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::error::Error;
+use crate::shelf::panic_message;
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -17,7 +19,7 @@ pub(crate) struct Background {
     /// Something that was recovered is not durable yet: a flush has to see to it.
     unsettled: AtomicBool,
     status: Mutex<Status>,
-    /// A thread of the backend's panicked: with what.
+    /// A thread of the backend's panicked: which, and with what.
     dead: OnceLock<String>,
     census: OnceLock<Census>,
 }
@@ -95,9 +97,12 @@ impl Background {
         self.status.lock().failure.clone()
     }
 
-    pub(crate) fn dies(&self, panic: String) {
+    /// A thread of the backend's panicked. Returns what is told of it.
+    pub(crate) fn dies(&self, thread: &str, panic: &(dyn Any + Send)) -> Error {
+        let reason = format!("{thread} panicked: {}", panic_message(panic));
         // The first panic is the one to tell.
-        _ = self.dead.set(panic);
+        _ = self.dead.set(reason.clone());
+        Error::Degraded { reason, source: None }
     }
 
     pub(crate) fn dead(&self) -> Option<&str> {

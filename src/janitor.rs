@@ -208,10 +208,7 @@ impl Link {
         match (self.dead.get().map(String::as_str), self.background.dead()) {
             (None, None) => Ok(()),
             (Some(panic), _) => Err(Error::Degraded { reason: format!("the janitor panicked: {panic}"), source: None }),
-            (_, Some(panic)) => {
-                let reason = format!("the thread that writes files panicked: {panic}");
-                Err(Error::Degraded { reason, source: None })
-            }
+            (_, Some(reason)) => Err(Error::Degraded { reason: reason.to_owned(), source: None }),
         }
     }
 
@@ -500,11 +497,8 @@ impl Janitor {
                 }
             }
         };
-        if matches!(first, Some(Msg::Key { .. } | Msg::Clear { .. } | Msg::Transaction(_))) {
-            // What is in the channel came after it was last drained; if the janitor has waited since, just now.
-            let came = if waited { None } else { self.drained };
-            self.link.status.lock().oldest.get_or_insert_with(|| came.unwrap_or_else(Instant::now));
-        }
+        // What is in the channel came after it was last drained; if the janitor has waited since, just now.
+        let came = if waited { None } else { self.drained }.unwrap_or_else(Instant::now);
         if let Some(message) = first {
             self.take_in(message);
             if self.immediate() && !self.somebody_waits() {
@@ -520,6 +514,9 @@ impl Janitor {
             }
         }
         self.drain();
+        if !(self.fresh.is_empty() && self.clears.is_empty() && self.transactions.is_empty()) {
+            self.link.status.lock().oldest.get_or_insert(came);
+        }
         true
     }
 

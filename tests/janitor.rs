@@ -21,6 +21,8 @@ struct State {
     /// `apply` is waiting.
     waiting: bool,
     fail: bool,
+    /// All from this batch on fail, counted from 1.
+    fail_from: Option<usize>,
     fail_member: Option<String>,
     /// Rejects a change that is not in the batch.
     fail_beyond: bool,
@@ -88,7 +90,7 @@ impl Backend for Gate {
         assert!(!state.panic, "the backend broke");
         state.batches += 1;
         state.changes += batch.len();
-        if state.fail {
+        if state.fail || state.fail_from.is_some_and(|from| state.batches >= from) {
             return Err(Rejected::all(Error::backend("write", "the disk is gone")));
         }
         if state.fail_beyond {
@@ -330,6 +332,51 @@ fn a_panic_in_the_background_is_an_error_for_all_later_writes() {
     assert!(matches!(store.close(), Err(Error::Degraded { .. })));
     assert!(!store.health().is_well());
     drop(store);
+}
+
+#[test]
+fn writers_that_wait_are_told_of_a_panic_in_the_background() {
+    // One waits until its write is durable, the other until there is room for it.
+    let immediate = |options: Options| options.durability(Durability::Immediate);
+    let bounded = |options: Options| options.max_unsaved(100).write_timeout(LONGEST);
+    for configure in [&immediate as &dyn Fn(Options) -> Options, &bounded] {
+        let gate = Gate::default();
+        let store = configure(gate.options()).open().unwrap();
+        gate.change(|state| state.held = true);
+        let writers = ["c/first", "c/second"].map(|key| {
+            let store = store.clone();
+            std::thread::spawn(move || store.put(key, vec![0; 90]))
+        });
+        gate.wait_until(|state| state.waiting);
+        // The second waits in RAM, or has not come so far: it is told in any case.
+        gate.change(|state| state.panic = true);
+        gate.release();
+        let told = writers.map(|writer| writer.join().unwrap());
+        let told: Vec<_> = told.into_iter().filter_map(Result::err).collect();
+        assert!(!told.is_empty());
+        for error in told {
+            assert!(error.to_string().contains("the backend broke"), "{error}");
+        }
+    }
+}
+
+#[test]
+fn the_age_of_the_oldest_is_told_whatever_the_janitor_hears_first() {
+    let gate = Gate::default();
+    let store = gate.open();
+    gate.hold(&store);
+    // In the channel there is a flush, and after it a key.
+    let flushing = store.clone();
+    let flush = std::thread::spawn(move || flushing.flush());
+    lab::until("the flush waits in the channel", || store.stats().dirty == 2);
+    store.put("c/a", "1").unwrap();
+    gate.change(|state| state.fail_from = Some(2));
+    gate.release();
+    flush.join().unwrap().unwrap_err();
+    lab::until("it fails", || !store.health().is_well());
+    let stats = store.stats();
+    assert_eq!(stats.dirty, 1);
+    assert!(stats.oldest_dirty.is_some(), "{stats:?}");
 }
 
 #[test]

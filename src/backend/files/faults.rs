@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Files;
+use crate::backend::Packed;
 use crate::error::{Error, Result};
 use crate::fs::fault::{Fault, Faulty, Trap};
 use crate::options::Options;
@@ -169,6 +170,7 @@ fn a_failing_operation_anywhere_once() {
 
 const JANITOR: &str = "larder-janitor";
 const FOLLOWER: &str = "larder-files";
+const COMPACTOR: &str = "larder-compact";
 
 /// A store that waits for next to nothing, and the file system below it.
 fn impatient(path: &Path) -> (Options, Arc<Faulty>) {
@@ -225,6 +227,26 @@ fn a_panic_in_the_thread_that_writes_files_is_told_and_hangs_nobody() {
     told(patiently(|| store.close()).unwrap_err());
     assert_eq!(store.get("a/1").unwrap().unwrap(), "one");
     let path = store.path().to_owned();
+    drop(store);
+    assert_comes_back(&path, &[("a/1", "one")]);
+}
+
+#[test]
+fn a_panic_in_the_thread_that_compacts_is_told_and_hangs_nobody() {
+    let dir = directory();
+    let path = dir.path().join("store");
+    let fs = Faulty::sound();
+    let packed = Packed::on(fs.clone(), &path).unwrap();
+    let store = Store::options(&path).backend(packed).open().unwrap();
+    store.put("a/1", "one").unwrap();
+    fs.set_trap(Some((COMPACTOR, Trap::Panic)));
+    let told = |error: Error| assert!(error.to_string().contains("the thread that compacts panicked"), "{error}");
+    told(store.compact().unwrap_err());
+    told(store.put("a/2", "two").unwrap_err());
+    assert!(!store.health().is_well());
+    store.flush().expect("all that was taken is durable");
+    assert_eq!(store.get("a/1").unwrap().unwrap(), "one");
+    store.close().expect("nothing is lost");
     drop(store);
     assert_comes_back(&path, &[("a/1", "one")]);
 }

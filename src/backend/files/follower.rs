@@ -14,7 +14,6 @@ use crate::backend::Change;
 use crate::background::Background;
 use crate::error::{Error, Result};
 use crate::journal::{self, Extent, segment};
-use crate::shelf::panic_message;
 use crate::sync::{Condvar, Mutex, thread, wait_for};
 
 /// How long a change waits, once it is durable in the journal, for others of the same member to come and take its place.
@@ -173,10 +172,7 @@ impl Follower {
         let spawned = thread::Builder::new().name("larder-files".into()).spawn(move || {
             let trail = work.trail.clone();
             if let Err(panic) = catch_unwind(AssertUnwindSafe(|| work.run())) {
-                let panic = panic_message(&*panic);
-                let reason = format!("the thread that writes files panicked: {panic}");
-                background.dies(panic);
-                trail.state.lock().failed = Some(Error::Degraded { reason, source: None });
+                trail.state.lock().failed = Some(background.dies("the thread that writes files", &*panic));
                 trail.changed.notify_all();
             }
             // The folder, and with it its share of the lock, goes before anybody who joins this thread goes on.

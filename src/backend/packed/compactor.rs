@@ -12,7 +12,6 @@ use crate::backend::front;
 use crate::background::{Background, Population};
 use crate::error::{Error, Result};
 use crate::journal::{self, Extent, Numbers};
-use crate::shelf::panic_message;
 use crate::sync::{Condvar, Mutex, thread, wait_for};
 
 /// Below so many bytes nothing is worth a compaction.
@@ -343,13 +342,9 @@ impl Compactor {
         let work = self.work();
         let spawned = thread::Builder::new().name("larder-compact".into()).spawn(move || {
             if let Err(panic) = catch_unwind(AssertUnwindSafe(|| work.run())) {
-                let panic = panic_message(&*panic);
-                let reason = format!("the thread that compacts panicked: {panic}");
-                work.background.dies(panic);
+                let dead = work.background.dies("the thread that compacts", &*panic);
                 let waiters = std::mem::take(&mut work.shared.state.lock().waiters);
-                waiters
-                    .into_iter()
-                    .for_each(|done| done(Err(Error::Degraded { reason: reason.clone(), source: None })));
+                waiters.into_iter().for_each(|done| done(Err(dead.clone())));
             }
             // The place, and with it a share of the lock, goes before anybody who joins this thread goes on.
             drop(work);
