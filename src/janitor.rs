@@ -393,7 +393,7 @@ struct Janitor {
     applied: HashMap<KeyId, Applied>,
     applied_transactions: Vec<Transaction>,
     applied_clears: HashMap<u32, u64>,
-    /// When the first of them was applied.
+    /// When the oldest of what is applied and not synced came.
     applied_since: Option<Instant>,
     /// Keys whose values do not encode; `status` has them by name, with the reason.
     unencodable: HashSet<KeyId>,
@@ -548,11 +548,20 @@ impl Janitor {
         }
     }
 
+    /// After this a sync begins: a little early, for it takes a while to be woken up.
     fn sync_after(&self) -> Duration {
-        match self.core.knobs.durability {
+        let after = match self.core.knobs.durability {
             Durability::Buffered => CHECKPOINT,
             Durability::Interval(interval) => interval,
             Durability::Immediate => Duration::ZERO,
+        };
+        after - after / 64
+    }
+
+    /// Something was, and waits for its sync: from when it came.
+    fn was_applied(&mut self) {
+        if self.applied_since.is_none() {
+            self.applied_since = Some(self.link.status.lock().oldest.unwrap_or_else(Instant::now));
         }
     }
 
@@ -873,7 +882,7 @@ impl Janitor {
             }
         }
         if !self.applied.is_empty() || !self.applied_clears.is_empty() {
-            self.applied_since.get_or_insert_with(Instant::now);
+            self.was_applied();
         }
         match all.map(|error| *error).or_else(|| some.into_iter().next().map(|(_, error)| error)) {
             Some(error) => Err(error),
@@ -940,7 +949,7 @@ impl Janitor {
                 covered.insert(key, write.version);
             }
             self.applied_transactions.push(transaction);
-            self.applied_since.get_or_insert_with(Instant::now);
+            self.was_applied();
         }
         Ok(covered)
     }

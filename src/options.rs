@@ -117,7 +117,8 @@ impl Options {
 
     /// The most bytes in the journal that have not come to rest in files. At this bound the janitor waits for the files,
     /// and with it, once [`max_unsaved`](Self::max_unsaved) is reached too, the writers. The journal's directory can
-    /// be larger by one segment, of at most 8 MiB and one value. Default: 256 MiB.
+    /// be larger by one segment, of at most 8 MiB and one value. Default: 256 MiB. In a packed store the journal is where
+    /// members are at rest, and this is of no account.
     pub fn max_journal(mut self, bytes: u64) -> Self {
         self.knobs.max_journal = bytes;
         self

@@ -66,7 +66,7 @@ pub struct Stats {
     /// Bytes written and not yet durable, the records of transactions included, which [`Options::max_unsaved`](crate::Options::max_unsaved) bounds.
     pub unsaved_bytes: usize,
     /// Bytes in the journal that have not come to rest in files, which
-    /// [`Options::max_journal`](crate::Options::max_journal) bounds.
+    /// [`Options::max_journal`](crate::Options::max_journal) bounds. Of a packed store: that are not durable.
     pub journal_bytes: u64,
 }
 

@@ -10,12 +10,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use larder::Store;
+use larder::{Durability, Store};
 
 use crate::input::{self, COLLECTIONS, MEMBER, Random, VALUE};
 use crate::measure::{Distribution, Samples};
 use crate::peers::floor::{Floor, RECORD};
 use crate::{Config, Result, settle};
+
+/// The default.
+const INTERVAL: Durability = Durability::Interval(Duration::from_millis(100));
 
 /// What a member counts among the bytes that are not durable.
 const UNIT: usize = MEMBER + VALUE;
@@ -34,6 +37,9 @@ const PATIENCE: Duration = Duration::from_secs(600);
 struct Figures {
     light: Distribution,
     burst: Distribution,
+    /// The same in `Buffered` mode: until it is handed to the system.
+    light_handed: Distribution,
+    burst_handed: Distribution,
     /// At each look at the burst: the age of the oldest put that was not durable, and what `stats` said it was.
     burst_oldest: Distribution,
     burst_says: Distribution,
@@ -47,16 +53,22 @@ pub(crate) fn run(config: &Config) -> Result<()> {
     let mut figures = Figures::default();
     for round in 0..config.size.rounds {
         progress!(config, round, "latency, light load");
-        light(config, &mut figures)?;
+        figures.light.push(light(config, INTERVAL)?);
+        figures.light_handed.push(light(config, Durability::Buffered)?);
         progress!(config, round, "latency, burst");
-        burst(config, &mut figures)?;
+        let seen = burst(config, INTERVAL)?;
+        figures.burst.push(seen.to_durable);
+        figures.burst_oldest.push(seen.oldest);
+        figures.burst_says.push(seen.says);
+        figures.burst_handed.push(burst(config, Durability::Buffered)?.to_durable);
         progress!(config, round, "latency, full load");
         full(config, &mut figures)?;
         progress!(config, round, "latency, floor");
         floor(config, &mut figures)?;
     }
     let Config { size, .. } = config;
-    let Figures { light, burst, burst_oldest, burst_says, full_says, full_rate, floor } = figures;
+    let Figures { light, burst, light_handed, burst_handed, burst_oldest, burst_says, full_says, full_rate, floor } =
+        figures;
     println!("\n## latency\n");
     println!("larder in default mode, `Durability::Interval` of 100 ms; milliseconds.\n");
     println!("| load | what | {} |", Distribution::COLUMNS);
@@ -65,6 +77,8 @@ pub(crate) fn run(config: &Config) -> Result<()> {
     println!("| burst | put to durable | {burst:.1} |");
     println!("| burst | age of the oldest put not durable | {burst_oldest:.1} |");
     println!("| burst | the same, as `stats().oldest_dirty` says | {burst_says:.1} |");
+    println!("| light | put to handed to the system, `Durability::Buffered` | {light_handed:.1} |");
+    println!("| burst | the same | {burst_handed:.1} |");
     println!("| full | `stats().oldest_dirty` | {full_says:.1} |");
     println!("| floor | append and `fdatasync` | {floor:.3} |");
     println!(
@@ -82,8 +96,8 @@ pub(crate) fn run(config: &Config) -> Result<()> {
 }
 
 /// A store with its collections' directories, and all of it durable.
-fn store(path: &Path) -> Result<Store> {
-    let store = Store::open(path.join("store"))?;
+fn store(path: &Path, durability: Durability) -> Result<Store> {
+    let store = Store::options(path.join("store")).durability(durability).open()?;
     for collection in 0..COLLECTIONS {
         store.put(format!("coll{collection:02}/first"), [0; VALUE])?;
     }
@@ -97,12 +111,12 @@ fn put(store: &Store, key: &mut String, member: usize, seed: u64) -> Result<()> 
     Ok(())
 }
 
-fn light(config: &Config, figures: &mut Figures) -> Result<()> {
+fn light(config: &Config, durability: Durability) -> Result<Vec<Duration>> {
     let dir = config.temporary()?;
-    let store = store(dir.path())?;
+    let store = store(dir.path(), durability)?;
     settle(config)?;
     let watched = Watched::new(&store, usize::MAX);
-    std::thread::scope(|scope| -> Result<()> {
+    let seen = std::thread::scope(|scope| -> Result<Seen> {
         let seen = scope.spawn(|| watched.watch(OFTEN));
         let ended = watched.put_all(|random| {
             sleep(Duration::from_micros(PAUSE.start + random.next() % (PAUSE.end - PAUSE.start)));
@@ -110,31 +124,28 @@ fn light(config: &Config, figures: &mut Figures) -> Result<()> {
         });
         let seen = seen.join().expect("the watching thread panicked");
         ended?;
-        figures.light.push(seen?.to_durable);
-        Ok(())
+        seen
     })?;
     store.close()?;
-    Ok(dir.close()?)
+    dir.close()?;
+    Ok(seen.to_durable)
 }
 
-fn burst(config: &Config, figures: &mut Figures) -> Result<()> {
+fn burst(config: &Config, durability: Durability) -> Result<Seen> {
     let dir = config.temporary()?;
-    let store = store(dir.path())?;
+    let store = store(dir.path(), durability)?;
     settle(config)?;
     let watched = Watched::new(&store, config.size.burst);
-    std::thread::scope(|scope| -> Result<()> {
+    let seen = std::thread::scope(|scope| -> Result<Seen> {
         let seen = scope.spawn(|| watched.watch(SELDOM));
         let ended = watched.put_all(|_| true);
         let seen = seen.join().expect("the watching thread panicked");
         ended?;
-        let seen = seen?;
-        figures.burst.push(seen.to_durable);
-        figures.burst_oldest.push(seen.oldest);
-        figures.burst_says.push(seen.says);
-        Ok(())
+        seen
     })?;
     store.close()?;
-    Ok(dir.close()?)
+    dir.close()?;
+    Ok(seen)
 }
 
 /// A store while new members are put into it.
@@ -222,7 +233,7 @@ impl<'a> Watched<'a> {
 
 fn full(config: &Config, figures: &mut Figures) -> Result<()> {
     let dir = config.temporary()?;
-    let store = store(dir.path())?;
+    let store = store(dir.path(), INTERVAL)?;
     let mut key = String::with_capacity(input::KEY);
     for member in 0..config.size.hot {
         put(&store, &mut key, member, member as u64)?;
