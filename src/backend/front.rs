@@ -226,6 +226,16 @@ pub(super) fn segments(place: &Place) -> Result<Segments> {
     Ok(Segments { known, replaced: replaced.into_iter().map(|known| known.number).collect(), highest })
 }
 
+/// Removes segments that others have taken the place of, as a load finds them. Whoever has put those there may have been
+/// killed before their names were durable.
+pub(super) fn remove_replaced(place: &Place, numbers: &[u64]) -> Result<()> {
+    if numbers.is_empty() {
+        return Ok(());
+    }
+    place.sync_dir(&place.journal)?;
+    remove(place, numbers)
+}
+
 /// Removes segments, durably.
 pub(super) fn remove(place: &Place, numbers: &[u64]) -> Result<()> {
     if numbers.is_empty() || place.is_only_looked_at() {

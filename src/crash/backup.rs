@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::run::{HOME, Start, clock_at, look_at, members, same};
+use super::run::{HOME, Start, clock_at, look_at, members, same, swept};
 use super::states::{Disk, MODELS, Rng};
 use super::tell;
 use super::workload::{BEGIN, Members};
@@ -34,6 +34,7 @@ fn store() -> (Store, Members) {
     store.put_with_ttl("b/expires", "soon", Duration::from_millis(20)).unwrap();
     store.expire("many/7", Duration::from_millis(1000)).unwrap();
     clock.advance(Duration::from_millis(10));
+    swept(&store).unwrap();
     let members = members(&store).unwrap();
     (store, members)
 }
@@ -87,7 +88,7 @@ fn a_backup_that_is_crashed_anywhere_is_whole_or_not_there() {
             }
         }
     }
-    println!("{} distinct images, {whole} of them with a backup", seen.len());
+    tell::line(&format!("crashed backups: {} distinct images, {whole} of them with a backup", seen.len()));
     assert!(seen.len() > 1000 && whole >= 4);
 }
 

@@ -11,6 +11,7 @@ use super::tell;
 use super::workload::{Act, BEGIN, Broken, Held, LATE, Members, SOON};
 use crate::backend::{Layout, convert_on};
 use crate::fs::sim::{ENOSPC, Fault, Image, Mark, Op, Sim, Without};
+use crate::journal::PROCESS;
 
 /// The most images that are made of one moment of a run, under one model.
 const MOST: usize = 100;
@@ -56,7 +57,9 @@ fn filled(layout: Layout, sync_fs: bool) -> Start {
 }
 
 fn convert(sim: &Sim, layout: Layout) -> Result<(), Broken> {
+    PROCESS.set(sim.process());
     let done = convert_on(Arc::new(sim.clone()), Path::new(HOME), layout);
+    PROCESS.set(0);
     done.map_err(|error| Broken::new("a conversion completes", error.to_string()))
 }
 
@@ -139,7 +142,7 @@ fn crash(
     is_whole(&sim, to, &members).map_err(|broken| broken.to_string())?;
     let mut seen = HashSet::new();
     for model in MODELS {
-        crash_under(model, &log, start, to, &members, most, &mut seen).map_err(|(broken, fates)| {
+        crash_under(model, (&log, 0), start, to, &members, most, &mut seen).map_err(|(broken, fates)| {
             let log = tell::log(&start.image, &log, &fates, &Vec::new());
             format!("to {to}, {model:?}: {broken}\n{log}")
         })?;
@@ -147,9 +150,10 @@ fn crash(
     Ok((seen.len(), sim))
 }
 
+/// Crashes a record from a place in it on.
 fn crash_under(
     model: Model,
-    log: &[Op],
+    (log, from): (&[Op], usize),
     start: &Start,
     to: Layout,
     members: &Members,
@@ -165,6 +169,9 @@ fn crash_under(
             op if disk.follow(place, op) => Some(place),
             _ => continue,
         };
+        if place < from {
+            continue;
+        }
         let is_over = last.is_none();
         disk.images(last, most, &mut rng, &mut |image, fates| {
             let hash = image.hash();
@@ -200,7 +207,7 @@ fn a_conversion_that_is_crashed_anywhere_keeps_every_member_and_goes_on() {
             }
         }
     }
-    println!("{images} distinct images opened and moved");
+    tell::line(&format!("crashed conversions: {images} distinct images opened and moved"));
     assert!(images > 1000);
 }
 
@@ -242,14 +249,57 @@ fn a_conversion_that_fails_leaves_nothing_of_what_it_wrote_and_every_member_wher
             check(&end, 1, other(from), &members).unwrap_or_else(|broken| panic!("{}", told(&broken)));
             let mut seen = HashSet::new();
             for model in MODELS {
-                let crashed = crash_under(model, &log, &start, other(from), &members, FEW, &mut seen);
+                let crashed = crash_under(model, (&log, 0), &start, other(from), &members, FEW, &mut seen);
                 crashed.unwrap_or_else(|(broken, _)| panic!("{}", told(&broken)));
             }
             images += seen.len();
         }
     }
-    println!("{undone} conversions were undone; {images} images of them and others opened and moved");
+    tell::line(&format!("conversions that fail: {undone} undone; {images} images of crashes beside them opened"));
     assert!(undone > 50, "{undone}");
+}
+
+/// A process that converts is killed, and the next one finds what it left, durable or not: it moves the store on, or uses
+/// it as what it is.
+#[test]
+fn a_conversion_that_is_killed_keeps_every_member_wherever_the_next_process_is_crashed() {
+    let (mut kills, mut images) = (0, 0);
+    for from in [Layout::Files, Layout::Packed] {
+        let start = filled(from, true);
+        let to = other(from);
+        let mut seen = HashSet::new();
+        for calls in 0.. {
+            let sim = Sim::new(&start.image, HOME, true);
+            sim.record();
+            sim.kill_after(calls);
+            if convert(&sim, to).is_ok() {
+                break;
+            }
+            let (next, killed_at, layout) = (sim.next_process(), sim.logged(), layout_of(&sim.image()));
+            let gone_on = if calls % 2 == 0 {
+                convert(&next, to).inspect(|()| next.mark(Mark::Promised(0)))
+            } else {
+                let setting = Setting { immediate: false, sync_fs: true, settle: false, layout };
+                open(&next, setting, &clock_at(BEGIN)).and_then(|(store, found)| {
+                    same("a store finds what a look does", &found, &start.members)?;
+                    store.close().map(drop).map_err(|error| Broken::new("it can be closed", error.to_string()))
+                })
+            };
+            let told = |broken: &Broken| format!("from {from}, killed at {calls}: {broken}");
+            gone_on.unwrap_or_else(|broken| panic!("{}", told(&broken)));
+            let log = sim.take_log();
+            for model in MODELS {
+                let crashed = crash_under(model, (&log, killed_at), &start, to, &start.members, FEW, &mut seen);
+                crashed.unwrap_or_else(|(broken, fates)| {
+                    panic!("{}\n{model:?}\n{}", told(&broken), tell::log(&start.image, &log, &fates, &Vec::new()))
+                });
+            }
+            kills += 1;
+        }
+        images += seen.len();
+    }
+    tell::line(&format!("conversions that are killed: {kills}; {images} images of crashes after them opened"));
+    assert!(kills > 100, "{kills}");
 }
 
 /// Barriers without which no crash shows anything, by where the store comes from, and why.
@@ -278,7 +328,7 @@ const REDUNDANT: [(Layout, &str, &str); 4] = [
 
 #[test]
 fn a_barrier_that_a_conversion_leaves_out_is_missed() {
-    let mut missed = Vec::new();
+    let (mut missed, mut found) = (Vec::new(), 0);
     for from in [Layout::Files, Layout::Packed] {
         for sync_fs in [true, false] {
             let start = filled(from, sync_fs);
@@ -292,11 +342,16 @@ fn a_barrier_that_a_conversion_leaves_out_is_missed() {
                 match crash(&start, other(from), sync_fs, Some(&class), most) {
                     Err(broken) if is_redundant => panic!("not redundant: {class}: {broken}"),
                     Ok(_) if !is_redundant => missed.push(format!("from {from}, {class}")),
-                    Err(broken) => println!("WITHOUT {class}: {}", broken.lines().next().unwrap_or_default()),
+                    Err(broken) => {
+                        found += 1;
+                        let broken = broken.lines().next().unwrap_or_default();
+                        tell::line(&format!("conversion without {class} (sync_fs: {sync_fs}), {broken}"));
+                    }
                     Ok(_) => {}
                 }
             }
         }
     }
+    tell::line(&format!("barriers of conversions: {found} left out in turn and found to be missing"));
     assert!(missed.is_empty(), "WITHOUT {missed:#?}");
 }

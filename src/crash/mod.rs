@@ -5,6 +5,10 @@
 //! a crash may leave, `search` opens them, `tell` says what it found. `barriers` shows that the search finds what it is
 //! for: it takes each class of syncs away in turn. `faults` makes every call fail in turn.
 //!
+//! A process can be killed in the middle of a run. The next one goes on with the same file system, where what the first
+//! left unsynced is as it was: seen by everybody, and gone with a crash. What the first had promised stays, and what it
+//! had not may come or go until the second promises what it has found.
+//!
 //! Every run has a clock that goes when the workload says so. What is on a disk is compared with its deadlines, expired
 //! or not; a store that is opened on it shows what has not expired by its own clock.
 //!
@@ -26,7 +30,8 @@ use std::time::Instant;
 
 use run::{Recording, Setting, Start, record};
 use search::Search;
-use workload::{Workload, expiring, long, many, short};
+use states::Rng;
+use workload::{Workload, expiring, killed, long, many, short};
 
 use crate::backend::Layout;
 use crate::fs::sim::{Sim, Without};
@@ -47,13 +52,13 @@ impl Job {
     }
 }
 
-/// Every short workload, on a new store or on one that has members, in several settings; those of many members; and long
-/// ones, in one setting each.
+/// Every short workload, on a new store or on one that has members, in several settings; those in which the process is
+/// killed; those of many members; and long ones, in one setting each.
 fn jobs(longest: usize, long_ones: usize) -> Vec<Job> {
     let starts = starts();
     let mut jobs = Vec::new();
     for (number, workload) in (0..).zip(short(longest)) {
-        // The longest ones, which are most of them, in three settings each: every setting comes round.
+        // The longest ones, which are most of them, in four settings each: every setting comes round.
         let settings = if workload.len() < 3 { 32 } else { 4 };
         jobs.extend((0..settings).map(|setting| job(&starts, workload.clone(), number + setting * 11)));
     }
@@ -61,6 +66,12 @@ fn jobs(longest: usize, long_ones: usize) -> Vec<Job> {
     for (number, workload) in (0..).zip(expiring(longest)) {
         let settings = if workload.len() < 3 { 8 } else { 2 };
         jobs.extend((0..settings).map(|setting| job(&starts, workload.clone(), number + setting * 19)));
+    }
+    for (number, workload) in (0..).zip(killed()) {
+        // In both layouts, with all at rest or not, and mostly with something left unsynced.
+        let random = Rng(number).next();
+        let number = if random & 0x300 == 0 { random } else { random & !2 };
+        jobs.extend([0, 8, 16, 24].map(|bits| job(&starts, workload.clone(), (number & 7) | bits)));
     }
     // What many members are synced with differs by the setting, and little else does.
     for workload in many() {
@@ -122,18 +133,17 @@ fn after_a_crash_anywhere_the_store_holds_what_was_promised() {
     let wanted = wanted();
     let search = Search::new(if wanted <= 100_000 { 5 } else { 12 * wanted.div_ceil(100_000).min(64) });
     search_all(&search, &jobs(3, 100), None);
-    println!("so far {}, in {:?}", search.counts(), started.elapsed());
     let starts = starts();
     let mut seeds = 100..;
     while search.states() < wanted && !search.is_over() {
+        println!("so far {}, in {:?}", search.counts(), started.elapsed());
         let more: Vec<Job> = seeds.by_ref().take(64).map(|seed| job(&starts, long(seed), seed)).collect();
         search_all(&search, &more, None);
-        println!("so far {}, in {:?}", search.counts(), started.elapsed());
     }
     if let Some(violation) = search.violation() {
         panic!("{violation}");
     }
-    println!("{}, in {:?}", search.counts(), started.elapsed());
+    tell::line(&format!("crashes: {}; in {:.0?}", search.counts(), started.elapsed()));
     assert!(search.states() >= wanted);
 }
 

@@ -1,5 +1,5 @@
-//! One life of a store on a [`Sim`]: a workload is run, and the record says where each operation began and what was
-//! promised when.
+//! One life of a store on a [`Sim`], or several, if its process is killed: a workload is run, and the record says where
+//! each operation began and what was promised when.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -7,12 +7,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use super::tell;
-use super::workload::{A_WHILE, Act, BEGIN, Broken, Effect, Held, History, LATE, Members, Workload, effects, is_in};
+use super::workload::{
+    A_WHILE, Act, BEGIN, Broken, Effect, Expected, Held, History, Killed, LATE, Members, Workload, effects, is_in,
+    visible,
+};
 use crate::ManualClock;
 use crate::backend::{Backend, Change, Files, Inflow, Layout, Loader, Packed, Progress, Quarantined, Sink};
 use crate::background::Population;
 use crate::error::{Error, Result};
 use crate::fs::sim::{Image, Mark, Op, Sim, Without};
+use crate::journal::PROCESS;
 use crate::options::Durability;
 use crate::shelf::AnyShelf;
 use crate::store::Store;
@@ -154,10 +158,18 @@ fn failed(invariant: &'static str) -> impl Fn(crate::Error) -> Broken {
     move |error| Broken::new(invariant, error.to_string())
 }
 
+fn load(sim: &Sim, setting: Setting, clock: &ManualClock) -> Result<Store> {
+    sim.set_loading(true);
+    PROCESS.set(sim.process());
+    let loaded = build(sim, setting, clock).and_then(|store| store.load().map(|_| store));
+    PROCESS.set(0);
+    sim.set_loading(false);
+    loaded
+}
+
 /// A loaded store, and what it holds.
 pub(super) fn open(sim: &Sim, setting: Setting, clock: &ManualClock) -> Result<(Store, Members), Broken> {
-    let store = build(sim, setting, clock).and_then(|store| store.load().map(|_| store));
-    let store = store.map_err(failed("the store opens"))?;
+    let store = load(sim, setting, clock).map_err(failed("the store opens"))?;
     if let Some(quarantined) = store.load_report().quarantined.first() {
         return Err(Broken::new("a crash is no damage", format!("quarantined: {quarantined:?}")));
     }
@@ -171,38 +183,68 @@ pub(super) fn open(sim: &Sim, setting: Setting, clock: &ManualClock) -> Result<(
 ///
 /// The store does not open, something fails, or it does not hold in RAM what was put into it.
 pub(super) fn live(sim: &Sim, setting: Setting, start: &Start, workload: Workload) -> Result<History, Broken> {
+    let mut sim = sim.next_process();
     let clock = start.clock();
     if let Some(Act::Pass(_)) = workload.first() {
         // What has expired already is removed from the load on.
         sim.mark(Mark::Began(0));
     }
-    let (mut store, found) = open(sim, setting, &clock)?;
-    let history = History::new(start.members.clone(), start.numbers, start.time, workload);
+    let (mut store, found) = open(&sim, setting, &clock)?;
+    let mut promised = 0;
+    let mut history = History::new(start.members.clone(), start.numbers, start.time, workload.clone());
     same("what was closed is there, but for what has expired", &found, &history.before())?;
     let went_wrong = failed("nothing fails on a healthy disk");
-    for (number, act) in history.workload.iter().enumerate() {
+    for (number, act) in workload.iter().enumerate() {
         let logged = sim.logged();
-        sim.mark(Mark::Began(number));
-        if let Act::CloseAndLoad(time) = act {
-            store.close().map_err(&went_wrong)?;
-            sim.mark(Mark::Promised(number));
-            clock.advance(Duration::from_millis(*time));
-            let found;
-            (store, found) = open(sim, setting, &clock)?;
-            same("what was closed is there, but for what has expired", &found, &history.after(number + 1))?;
-            swept(&store).map_err(&went_wrong)?;
-        } else {
-            act_on(&store, &clock, number, act).map_err(&went_wrong)?;
+        match act {
+            Act::CloseAndLoad(time) => {
+                sim.mark(Mark::Began(number));
+                store.close().map_err(&went_wrong)?;
+                sim.mark(Mark::Promised(number));
+                promised = number;
+                clock.advance(Duration::from_millis(*time));
+                let found;
+                (store, found) = open(&sim, setting, &clock)?;
+                same("what was closed is there, but for what has expired", &found, &history.after(number + 1))?;
+                swept(&store).map_err(&went_wrong)?;
+            }
+            Act::Kill(closing, loading) => {
+                kill(&sim, store, *closing);
+                sim = sim.next_process();
+                let mut found = look(&Sim::new(&sim.image(), HOME, setting.sync_fs), setting.layout)?;
+                Expected { history: &history, begun: number, promised }.check(&found)?;
+                // From here on nothing of what it did can come any more.
+                sim.mark(Mark::Began(number));
+                if let Some(calls) = loading {
+                    kill_load(&sim, setting, &clock, *calls);
+                    sim = sim.next_process();
+                    let again = look(&Sim::new(&sim.image(), HOME, setting.sync_fs), setting.layout)?;
+                    let now = history.time(number);
+                    same("a load that is killed changes nothing", &visible(&again, now), &visible(&found, now))?;
+                    found = again;
+                }
+                history = history.killed(Killed { found, promised });
+                let found;
+                (store, found) = open(&sim, setting, &clock)?;
+                same("what a process that was killed left is there", &found, &history.after(number + 1))?;
+                swept(&store).map_err(&went_wrong)?;
+            }
+            _ => {
+                sim.mark(Mark::Began(number));
+                act_on(&store, &clock, number, act).map_err(&went_wrong)?;
+            }
         }
-        // Nobody waits until the removal of what has expired is durable.
-        if setting.immediate && matches!(act, Act::Transaction(_) | Act::Pass(_) | Act::CloseAndLoad(_)) {
+        // Nobody waits until the removal of what has expired is durable, nor until what was found is.
+        let unawaited = matches!(act, Act::Transaction(_) | Act::Pass(_) | Act::CloseAndLoad(_) | Act::Kill(..));
+        if setting.immediate && unawaited {
             store.flush().map_err(&went_wrong)?;
         }
         if setting.immediate || *act == Act::Flush {
             sim.mark(Mark::Promised(number + 1));
+            promised = number + 1;
         }
         if setting.settle {
-            settle(sim, logged + 1);
+            settle(&sim, logged + 1);
         }
     }
     let operations = history.workload.len();
@@ -210,6 +252,27 @@ pub(super) fn live(sim: &Sim, setting: Setting, start: &Start, workload: Workloa
     store.close().map_err(&went_wrong)?;
     sim.mark(Mark::Promised(operations));
     Ok(history)
+}
+
+/// Kills the process that has a store, so many calls into closing it.
+fn kill(sim: &Sim, store: Store, calls: usize) {
+    if calls > 0 {
+        sim.kill_after(calls);
+        // Mostly it does not come to an end.
+        _ = store.close();
+    }
+    sim.kill();
+    // What is left of it are threads, which find that nothing works any more.
+    drop(store);
+}
+
+/// The same, so many calls into loading one.
+fn kill_load(sim: &Sim, setting: Setting, clock: &ManualClock, calls: usize) {
+    sim.kill_after(calls);
+    // It may have been done by then.
+    let loaded = load(sim, setting, clock);
+    sim.kill();
+    drop(loaded);
 }
 
 pub(super) fn same(invariant: &'static str, found: &Members, expected: &Members) -> Result<(), Broken> {

@@ -309,18 +309,23 @@ fn time_of(hash: u128) -> u64 {
     BEGIN + [0, 0, 0, 0, SOON, A_WHILE, LATE, 10 * LATE][(hash >> 26) as usize % 8]
 }
 
-/// What is done on every image before the store is closed: let what has expired go, put something new, and perhaps
-/// delete something. A load of few collections is cheap, so the new one is mostly in one that may be there.
+/// What is done on every image before the store is closed: let what has expired go, perhaps be killed, put something
+/// new, and perhaps delete something. A load of few collections is cheap, so the new one is mostly in one that may be
+/// there.
 pub(super) fn afterwards(hash: u128) -> Workload {
     let new = Act::Put(NEW[usize::from((hash >> 8).is_multiple_of(8))].into(), 16);
     let collection = ["a", "b", "many"][(hash >> 12) as usize % 3];
     let pass = Act::Pass([0, 0, 0, A_WHILE][(hash >> 29) as usize % 4]);
-    match (hash >> 16) % 4 {
+    let mut workload = match (hash >> 16) % 4 {
         0 => vec![pass, new, Act::Flush],
         1 => vec![pass, new, Act::Delete(format!("{collection}/1")), Act::Flush],
         2 => vec![pass, new, Act::Put(format!("{collection}/1"), 16), Act::Flush],
         _ => vec![pass, Act::DeleteAll(collection.into()), new, Act::Flush],
+    };
+    if (hash >> 33).is_multiple_of(8) {
+        workload.insert(1, Act::Kill((hash >> 40) as usize % 24, None));
     }
+    workload
 }
 
 /// No workload puts these.
@@ -339,7 +344,7 @@ pub(super) fn go_on(sim: &Sim, image: &Image, hash: u128, setting: Setting) -> R
     let after = numbers(&sim.image());
     if hash.is_multiple_of(REOPENED) {
         // By a clock that was set back.
-        let (_again, members) = open(sim, setting, &clock_at(BEGIN))?;
+        let (_again, members) = open(&sim.next_process(), setting, &clock_at(BEGIN))?;
         same("what was closed is there", &members, &closed)?;
     }
     let is_new = |act: &Act| matches!(act, Act::Put(key, _) if NEW.contains(&&**key));

@@ -3,12 +3,19 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fmt::Write as _;
+use std::io::Write as _;
 
-use super::run::Setting;
+use super::run::{HOME, Setting};
 use super::search::{Crash, Violation};
 use super::states::{Fate, Fates};
 use super::workload::{Act, Members};
 use crate::fs::sim::{Image, Inode, Mark, Op, ROOT, Shown};
+
+/// Tells something even when the test passes: what is printed with a macro is shown only when it fails.
+pub(super) fn line(line: &str) {
+    // Nothing depends on it.
+    _ = std::io::stderr().write_all(format!("{line}\n").as_bytes());
+}
 
 /// Members and their values.
 pub(super) fn members(members: &Members) -> String {
@@ -47,6 +54,27 @@ impl fmt::Display for Violation {
         writeln!(f, "{}", self.broken)?;
         tell(f, &self.crash)?;
         writeln!(f, "the disk after it:\n{}", self.image)
+    }
+}
+
+impl Violation {
+    /// In one line: what was done, what the crash took, and what that broke.
+    pub(super) fn short(&self) -> String {
+        const MOST: usize = 480;
+        let Crash { recording, at, model, fates, .. } = &self.crash;
+        let log = log(&recording.start, &recording.log[..*at], fates, &recording.history.workload);
+        let is_lost = |line: &&str| ["LOST", "ZEROS", "TORN"].iter().any(|fate| line.contains(fate));
+        let of_line = |line: &str| {
+            // Without the bytes.
+            let told = line.split('"').next().unwrap_or_default();
+            told.split_whitespace().skip(1).collect::<Vec<_>>().join(" ")
+        };
+        let lost: Vec<String> = log.lines().filter(is_lost).map(of_line).collect();
+        let what = self.broken.details.lines().next().unwrap_or_default();
+        let done = workload(&recording.history.workload);
+        let told = format!("{}: {what}; after {done}; {model:?}: {}", self.broken.invariant, lost.join(", "));
+        let told = told.replace(&format!("{HOME}/"), "").replace(&format!("{}/", &HOME[1..]), "");
+        if told.chars().count() > MOST { told.chars().take(MOST).chain("…".chars()).collect() } else { told }
     }
 }
 

@@ -77,6 +77,10 @@ pub(super) enum Act {
     Flush,
     /// So much time passes in between.
     CloseAndLoad(u64),
+    /// The process is killed when so many calls of a close have changed something or made it durable, and the next one
+    /// opens the store; perhaps only after another one that was killed so many calls into its load. What has expired is
+    /// removed.
+    Kill(usize, Option<usize>),
     /// Sorted by key.
     Transaction(Vec<Part>),
 }
@@ -88,7 +92,7 @@ impl Act {
             Act::PutFor(..) | Act::Expire(..) | Act::Pass(_) | Act::Slip(_) => true,
             Act::CloseAndLoad(time) => *time > 0,
             Act::Transaction(parts) => parts.iter().any(|(_, put)| put.is_some_and(|(_, ttl)| ttl.is_some())),
-            Act::Put(..) | Act::Delete(_) | Act::DeleteAll(_) | Act::Flush => false,
+            Act::Put(..) | Act::Delete(_) | Act::DeleteAll(_) | Act::Flush | Act::Kill(..) => false,
         }
     }
 }
@@ -107,6 +111,11 @@ impl fmt::Display for Act {
             Act::Flush => f.write_str("flush"),
             Act::CloseAndLoad(0) => f.write_str("close and load"),
             Act::CloseAndLoad(time) => write!(f, "close and load {time} ms later"),
+            Act::Kill(0, None) => f.write_str("kill and load"),
+            Act::Kill(closing, None) => write!(f, "kill at call {closing} of a close, and load"),
+            Act::Kill(closing, Some(loading)) => {
+                write!(f, "kill at call {closing} of a close, load, kill at call {loading} of it, and load")
+            }
             Act::Transaction(parts) => {
                 f.write_str("transaction:")?;
                 parts.iter().try_for_each(|(key, put)| match put {
@@ -154,7 +163,7 @@ pub(super) fn effects<'a>(number: usize, act: &'a Act) -> Vec<Effect<'a>> {
         Act::Slip(time) => vec![Effect::Slip(*time)],
         Act::Delete(key) => vec![Effect::Delete(key)],
         Act::DeleteAll(collection) => vec![Effect::Clear(collection)],
-        Act::Flush => Vec::new(),
+        Act::Flush | Act::Kill(..) => Vec::new(),
         Act::Transaction(parts) => {
             let effect = |(key, put): &'a Part| match put {
                 Some((length, time)) => Effect::Put(key, value(number, key, *length), time.map(ttl)),
@@ -197,12 +206,23 @@ struct Write {
     left: Option<Held>,
     /// It is done when its operation is. Otherwise it may come later, or never.
     awaited: bool,
+    /// When so many operations have begun it is known that it never came to the disk.
+    gone_from: usize,
 }
 
 impl Write {
     fn new(begun: usize, left: Option<Held>) -> Write {
-        Write { begun, left, awaited: true }
+        Write { begun, left, awaited: true, gone_from: usize::MAX }
     }
+}
+
+/// What a process that was killed has left, as the next one finds it.
+#[derive(Debug, Clone)]
+pub(super) struct Killed {
+    /// Expired or not.
+    pub(super) found: Members,
+    /// How many operations were promised when it was killed.
+    pub(super) promised: usize,
 }
 
 /// Everything that is written to a store from a known beginning.
@@ -211,6 +231,8 @@ pub(super) struct History {
     /// What was durable at the beginning, expired or not.
     pub(super) base: Members,
     pub(super) workload: Workload,
+    /// What each of the kills left, as far as that is known. Of the others it is taken that they took nothing.
+    kills: Vec<Killed>,
     /// By operation, the time at which it begins.
     times: Vec<u64>,
     /// What each member was given, in order.
@@ -222,6 +244,16 @@ pub(super) struct History {
 impl History {
     /// `numbers` had been used up by the beginning, at least.
     pub(super) fn new(base: Members, numbers: u64, time: u64, workload: Workload) -> History {
+        History::with(base, numbers, time, workload, Vec::new())
+    }
+
+    /// The same when it is known what the next of the kills has left.
+    pub(super) fn killed(mut self, killed: Killed) -> History {
+        self.kills.push(killed);
+        History::with(self.base, self.numbers[0], self.times[0], self.workload, self.kills)
+    }
+
+    fn with(base: Members, numbers: u64, time: u64, workload: Workload, kills: Vec<Killed>) -> History {
         let mut writes: BTreeMap<String, Vec<Write>> = BTreeMap::new();
         for (key, held) in &base {
             writes.insert(key.clone(), vec![Write::new(0, Some(held.clone()))]);
@@ -237,8 +269,25 @@ impl History {
         let mut model = base.clone();
         // What has expired, and may not be removed yet.
         let mut overdue: BTreeSet<String> = BTreeSet::new();
+        let mut known = kills.iter();
         for (number, act) in workload.iter().enumerate() {
             let (mut numbers, mut time) = (used[number], times[number]);
+            let killed = if let Act::Kill(..) = act { known.next() } else { None };
+            if let Some(Killed { found, promised }) = killed {
+                model = visible(found, time);
+                overdue.clear();
+                numbers = used[*promised] + u64::from(model.len() < found.len());
+                for (key, writes) in &mut writes {
+                    let left = found.get(key).cloned();
+                    // What had not come to the disk is gone with the process. What is there may be durable or not.
+                    let last = writes.iter().rposition(|write| write.left == left).unwrap_or(0);
+                    writes[last + 1..].iter_mut().for_each(|write| write.gone_from = write.gone_from.min(number + 1));
+                    writes.push(Write::new(number + 1, left));
+                    if found.contains_key(key) && !model.contains_key(key) {
+                        writes.push(Write::new(number + 1, None));
+                    }
+                }
+            }
             for effect in effects(number, act) {
                 let before = model.len();
                 match effect {
@@ -296,7 +345,12 @@ impl History {
             used.push(numbers);
             times.push(time);
         }
-        History { base, workload, times, writes, numbers: used }
+        History { base, workload, kills, times, writes, numbers: used }
+    }
+
+    /// When an operation begins.
+    pub(super) fn time(&self, operation: usize) -> u64 {
+        self.times[operation]
     }
 
     /// What could be seen at the beginning.
@@ -329,10 +383,11 @@ pub(super) struct Expected<'a> {
 
 impl<'a> Expected<'a> {
     /// The writes of a member that may be its last one.
-    fn possible(&self, writes: &'a [Write]) -> &'a [Write] {
+    fn possible(&self, writes: &'a [Write]) -> impl DoubleEndedIterator<Item = &'a Write> {
         let begun = writes.iter().take_while(|write| write.begun <= self.begun).count();
         let promised = writes.iter().rposition(|write| write.awaited && write.begun <= self.promised);
-        &writes[promised.unwrap_or(0)..begun]
+        let now = self.begun;
+        writes[promised.unwrap_or(0)..begun].iter().filter(move |write| now < write.gone_from)
     }
 
     /// The same for the same values.
@@ -361,7 +416,7 @@ impl<'a> Expected<'a> {
         }
         for (key, writes) in &self.history.writes {
             let held = found.get(key);
-            if !self.possible(writes).iter().any(|possible| possible.left.as_ref() == held) {
+            if !self.possible(writes).any(|possible| possible.left.as_ref() == held) {
                 return Err(self.what_broke(key, writes, held));
             }
         }
@@ -374,7 +429,7 @@ impl<'a> Expected<'a> {
 
     fn what_broke(&self, key: &str, writes: &[Write], held: Option<&Held>) -> Broken {
         let shown = |held: Option<&Held>| held.map_or("nothing".into(), Held::to_string);
-        let possible: Vec<String> = self.possible(writes).iter().map(|write| shown(write.left.as_ref())).collect();
+        let possible: Vec<String> = self.possible(writes).map(|write| shown(write.left.as_ref())).collect();
         let value_of = |held: Option<&Held>| held.map(|held| held.value.clone());
         let is_value = |write: &Write| value_of(write.left.as_ref()) == value_of(held);
         let invariant = if writes.len() == 1 {
@@ -383,7 +438,7 @@ impl<'a> Expected<'a> {
             "a member holds a value that was written to it, whole"
         } else if !writes.iter().any(|write| write.left.as_ref() == held) {
             "a value and its deadline are of one write"
-        } else if possible == ["nothing"] {
+        } else if possible.iter().all(|possible| possible == "nothing") {
             "what was deleted does not come back"
         } else {
             "nothing that was promised is lost"
@@ -395,10 +450,10 @@ impl<'a> Expected<'a> {
     fn check_transaction(&self, number: usize, parts: &[Part], found: &Members) -> Result<(), Broken> {
         let (mut shows, mut lacks) = (None, None);
         for (key, _) in parts {
-            let writes = self.possible(&self.history.writes[key]);
+            let writes = || self.possible(&self.history.writes[key]);
             let can_be = |write: &&Write| write.left.as_ref() == found.get(key);
-            let first = writes.iter().find(can_be).map_or(0, |write| write.begun);
-            let last = writes.iter().rev().find(can_be).map_or(0, |write| write.begun);
+            let first = writes().find(can_be).map_or(0, |write| write.begun);
+            let last = writes().rev().find(can_be).map_or(0, |write| write.begun);
             if first == number + 1 || first > number + 1 && NOTHING_OVERTAKES_A_TRANSACTION {
                 shows = Some(key);
             }
@@ -456,6 +511,7 @@ impl Symmetry {
             Act::DeleteAll(collection) => Act::DeleteAll(self.collection(collection)),
             Act::Flush => Act::Flush,
             Act::CloseAndLoad(time) => Act::CloseAndLoad(*time),
+            Act::Kill(closing, loading) => Act::Kill(*closing, *loading),
             Act::Transaction(parts) => {
                 let mut parts: Vec<Part> = parts.iter().map(|(key, put)| (self.key(key), *put)).collect();
                 parts.sort();
@@ -513,6 +569,44 @@ pub(super) fn expiring(longest: usize) -> Vec<Workload> {
         found.extend(new);
     }
     found.retain(|workload| workload.iter().any(Act::is_of_time));
+    found
+}
+
+/// The calls of a close, and of a load that has something to do, are about as many.
+const CALLS: usize = 28;
+
+/// Up to two operations, a process that is killed, and what the next one does: with every way to be killed, by and by.
+pub(super) fn killed() -> Vec<Workload> {
+    let put = || Act::Put("a/1".into(), SHORT);
+    let acts = timeless();
+    let (simple, transactions): (Vec<Act>, Vec<Act>) = (acts[..4].to_vec(), acts[5..].to_vec());
+    let mut begins = sequences(&simple, 2);
+    begins.extend(sequences(&transactions, 1));
+    let ends = [
+        vec![],
+        vec![Act::Flush],
+        vec![put(), Act::Flush],
+        vec![Act::Delete("a/1".into()), Act::Flush],
+        vec![Act::Flush, Act::CloseAndLoad(0), put(), Act::Flush],
+    ];
+    let mut found = Vec::new();
+    // What the next one does not write again may be lost with what it finds.
+    for begin in [vec![put()], vec![Act::Delete("a/1".into()), Act::Flush]] {
+        for calls in 0..CALLS {
+            let end = ends[calls % 2].clone();
+            found.push([begin.clone(), vec![Act::Kill(calls, None)], end].concat());
+        }
+    }
+    for (number, begin) in begins.into_iter().enumerate() {
+        for calls in (0..CALLS).filter(|calls| calls % 4 == number % 4) {
+            let turn = number + calls / 4;
+            let loading = [None, None, Some((turn * 5) % CALLS)][turn % 3];
+            let end = ends[turn % ends.len()].clone();
+            // What was flushed before the kill, and what was not, are different matters.
+            let flush = if begin.last() == Some(&Act::Flush) || turn % 2 == 0 { vec![] } else { vec![Act::Flush] };
+            found.push([begin.clone(), flush, vec![Act::Kill(calls, loading)], end].concat());
+        }
+    }
     found
 }
 
@@ -582,7 +676,7 @@ pub(super) fn long(seed: u64) -> Workload {
         };
         let size = |rng: &mut Rng| *rng.pick(&[0, 16, 16, 16, 300, 700, 3000]);
         let time = |rng: &mut Rng| *rng.pick(&[SOON, SOON, A_WHILE, LATE]);
-        match rng.below(32) {
+        match rng.below(34) {
             0..=8 => workload.push(Act::Put(key(&mut rng), size(&mut rng))),
             9..=11 => workload.push(Act::Delete(key(&mut rng))),
             12 => workload.push(Act::DeleteAll((*rng.pick(&["a", "b", "c", "Ä", "many"])).into())),
@@ -603,6 +697,10 @@ pub(super) fn long(seed: u64) -> Workload {
                 let passed = *rng.pick(&[1, SOON, SOON, A_WHILE, LATE]);
                 workload.push(if rng.below(3) == 0 { Act::Pass(passed) } else { Act::Slip(passed) });
             }
+            27..=28 => workload.push(Act::Kill(
+                if rng.below(3) == 0 { 0 } else { rng.below(2 * CALLS) },
+                (rng.below(4) == 0).then(|| rng.below(CALLS)),
+            )),
             _ => {
                 let keys: BTreeSet<String> = (0..2 + rng.below(3)).map(|_| key(&mut rng)).collect();
                 let ttl = |rng: &mut Rng| (rng.below(3) == 0).then(|| time(rng));
@@ -729,6 +827,30 @@ mod tests {
         assert_eq!(broken(&history, 2, 0, &[("a/1", "1:a/1:"), ("b/1", "1:b/1:"), ("b/2", "0:b/2:"), kept]), half);
         assert_eq!(broken(&history, 3, 0, &[("a/1", "1:a/1:"), ("b/1", "2:b/1:"), kept]), "");
         assert_eq!(broken(&history, 3, 0, &[("a/1", "1:a/1:"), ("b/1", "2:b/1:"), ("b/2", "0:b/2:"), kept]), half);
+    }
+
+    #[test]
+    fn what_a_killed_process_left_may_go_until_the_next_promises_it_and_what_it_took_along_never_comes() {
+        let acts = [put("a/1"), Act::Flush, put("a/1"), put("a/1"), Act::Kill(0, None), Act::Flush, put("a/1")];
+        let kept = ("c/1", "kept");
+        let left = Killed {
+            found: [("a/1".into(), held("2:a/1:", None)), ("c/1".into(), held("kept", None))].into(),
+            promised: 2,
+        };
+        let history = history(&acts).killed(left);
+        let lost = "nothing that was promised is lost";
+        // It has not been killed yet.
+        assert_eq!(broken(&history, 4, 2, &[("a/1", "3:a/1:"), kept]), "");
+        // What the next one shows may not be durable.
+        assert_eq!(broken(&history, 5, 2, &[("a/1", "0:a/1:"), kept]), "");
+        assert_eq!(broken(&history, 5, 2, &[("a/1", "2:a/1:"), kept]), "");
+        assert_eq!(broken(&history, 5, 2, &[("a/1", "3:a/1:"), kept]), lost);
+        assert_eq!(broken(&history, 5, 2, &[("a/1", "old"), kept]), lost);
+        assert_eq!(broken(&history, 6, 6, &[("a/1", "2:a/1:"), kept]), "");
+        assert_eq!(broken(&history, 6, 6, &[("a/1", "0:a/1:"), kept]), lost);
+        assert_eq!(broken(&history, 7, 6, &[("a/1", "6:a/1:"), kept]), "");
+        assert_eq!(history.after(5)["a/1"], held("2:a/1:", None));
+        assert_eq!((history.numbers(4), history.numbers(5), history.numbers(7)), (3, 1, 2));
     }
 
     #[test]

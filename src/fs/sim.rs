@@ -1,15 +1,18 @@
 //! A file system in memory that remembers what was done to it, in order. For tests of crashes and of faults.
 //!
 //! It behaves as [`Native`](super::Native) does, with two differences: a directory is known by its path, not by a
-//! descriptor, and nothing takes time. What a crash makes of the record is not its concern: see `crate::crash::states`.
+//! descriptor, and nothing takes time. A process that uses it can be killed: what it has done stays, and it does nothing
+//! more. What a crash makes of the record is not its concern: see `crate::crash::states`.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::io;
 use std::path::{Component, Path};
 use std::sync::Arc;
+use std::thread::{self, ThreadId};
 
 use super::{Dir, Entry, File, Fs, Kind, LockFile};
+use crate::journal::{self, segment};
 use crate::sync::{Mutex, MutexGuard};
 
 /// A file or directory, whatever its names are. Numbers are given in order and never again.
@@ -168,40 +171,48 @@ pub(crate) enum Mark {
     Promised(usize),
 }
 
-/// A class of barriers: what is called, where, and what was done there last.
+/// A class of barriers: what is called, where, and for what.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Barrier {
     pub(crate) call: &'static str,
     pub(crate) place: String,
-    pub(crate) after: String,
+    /// What was done there last, and whether it is a load that makes it durable.
+    pub(crate) what: String,
+}
+
+impl Barrier {
+    /// Nobody has changed what it makes durable since that was last done.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.what.starts_with("after no change")
+    }
 }
 
 impl fmt::Display for Barrier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Barrier { call, place, after } = self;
-        write!(f, "{call} of {place}{}{after}", if after.is_empty() { "" } else { ", after " })
+        let Barrier { call, place, what } = self;
+        write!(f, "{call} of {place}{}{what}", if what.is_empty() { "" } else { ", " })
     }
 }
 
-/// Barriers that do nothing: those of a place, or only those after one kind of change there.
+/// Barriers that do nothing: those of a place, or only some of them.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Without {
     pub(crate) call: &'static str,
     pub(crate) place: String,
-    pub(crate) after: Option<String>,
+    pub(crate) what: Option<String>,
 }
 
 impl Without {
-    fn covers(&self, barrier: &Barrier) -> bool {
+    pub(crate) fn covers(&self, barrier: &Barrier) -> bool {
         let same = self.call == barrier.call && self.place == barrier.place;
-        same && self.after.as_ref().is_none_or(|after| *after == barrier.after)
+        same && self.what.as_ref().is_none_or(|what| *what == barrier.what)
     }
 }
 
 impl fmt::Display for Without {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} of {}", self.call, self.place)?;
-        self.after.iter().try_for_each(|after| write!(f, ", after {after}"))
+        self.what.iter().try_for_each(|what| write!(f, ", {what}"))
     }
 }
 
@@ -255,8 +266,8 @@ struct Node {
     /// Where it stands, or last stood.
     parent: Inode,
     name: Name,
-    /// A file: written since the last sync.
-    unsynced: bool,
+    /// A file: from where on it was written since the last sync.
+    unsynced: Option<usize>,
     /// A directory: the last change of its names since the last sync.
     changed: Option<String>,
 }
@@ -273,12 +284,19 @@ struct World {
     /// Calls that the fault could have struck.
     strikable: usize,
     struck: usize,
+    /// The process that lives: those of lower numbers are dead.
+    process: u64,
+    /// So many more calls that change something, or make it durable, and it is killed.
+    fuse: Option<usize>,
+    /// The thread that is loading a store.
+    loads: Option<ThreadId>,
 }
 
-/// The file system. A clone is the same one.
+/// The file system. A clone is the same one, used by the same process.
 #[derive(Debug, Clone)]
 pub(crate) struct Sim {
     world: Arc<Mutex<World>>,
+    process: u64,
     /// The store's directory: barriers are named as seen from there.
     home: Arc<str>,
     sync_fs: bool,
@@ -290,7 +308,7 @@ fn fails<T>(kind: io::ErrorKind) -> io::Result<T> {
 
 impl World {
     fn new(image: &Image) -> World {
-        let node = |content, parent, name| Node { content, parent, name, unsynced: false, changed: None };
+        let node = |content, parent, name| Node { content, parent, name, unsynced: None, changed: None };
         let mut nodes = vec![node(Content::Dir(BTreeMap::new()), ROOT, Name::from(""))];
         let mut dirs: HashMap<&str, Inode> = [("", ROOT)].into();
         for (path, bytes) in &image.0 {
@@ -318,6 +336,28 @@ impl World {
             fault: None,
             strikable: 0,
             struck: 0,
+            process: 0,
+            fuse: None,
+            loads: None,
+        }
+    }
+
+    /// The process ends here. Its locks go, and what it has changed stays, durable or not.
+    fn kill(&mut self) {
+        self.process += 1;
+        (self.fuse, self.loads) = (None, None);
+        self.locked.clear();
+        for changed in self.nodes.iter_mut().filter_map(|node| node.changed.as_mut()) {
+            *changed = "a kill".to_owned();
+        }
+    }
+
+    /// Counts a call of the process that lives.
+    fn burn(&mut self) {
+        match self.fuse {
+            Some(0) => self.kill(),
+            Some(left) => self.fuse = Some(left - 1),
+            None => {}
         }
     }
 
@@ -369,7 +409,7 @@ impl World {
         }
         let (name, inode) = (Name::from(name), self.nodes.len());
         let is_dir = matches!(content, Content::Dir(_));
-        self.nodes.push(Node { content, parent: dir, name: name.clone(), unsynced: false, changed: None });
+        self.nodes.push(Node { content, parent: dir, name: name.clone(), unsynced: None, changed: None });
         self.names_mut(dir)?.insert(name.clone(), inode);
         self.changed(dir, if is_dir { "mkdir" } else { "create" }, &name);
         self.note(if is_dir { Op::MakeDir { dir, name, inode } } else { Op::Create { dir, name, inode } });
@@ -390,7 +430,7 @@ impl World {
             content.resize(end, 0);
         }
         content[start..end].copy_from_slice(bytes);
-        self.nodes[inode].unsynced = true;
+        self.is_written(inode, start);
         if !bytes.is_empty() {
             self.note(Op::Write { inode, offset, bytes: Arc::new(bytes.to_vec()) });
         }
@@ -399,8 +439,26 @@ impl World {
     fn cut(&mut self, inode: Inode, length: u64) {
         let Content::File(content) = &mut self.nodes[inode].content else { return };
         Arc::make_mut(content).truncate(length as usize);
-        self.nodes[inode].unsynced = true;
+        self.is_written(inode, length as usize);
         self.note(Op::Cut { inode, length });
+    }
+
+    fn is_written(&mut self, inode: Inode, from: usize) {
+        let unsynced = &mut self.nodes[inode].unsynced;
+        *unsynced = Some(unsynced.map_or(from, |earlier| earlier.min(from)));
+    }
+
+    /// What of a segment a sync of it makes durable.
+    fn part_of_segment(&self, inode: Inode) -> Option<&'static str> {
+        let node = &self.nodes[inode];
+        let (from, number) = (node.unsynced?, journal::number_of(&node.name)?);
+        let Content::File(bytes) = &node.content else { return None };
+        let scan = segment::scan(bytes.get(from..)?, number, from as u64, 0);
+        match from {
+            0 => Some("of a new segment"),
+            _ if scan.frames.iter().all(|(_, frame)| frame.is_mark()) => Some("of a mark"),
+            _ => Some("of what was appended"),
+        }
     }
 
     fn read(&self, inode: Inode, offset: usize, buffer: &mut [u8]) -> usize {
@@ -412,7 +470,12 @@ impl World {
     }
 
     /// Notes a barrier, or that it was left out.
-    fn barrier(&mut self, barrier: Barrier, op: Op) {
+    fn barrier(&mut self, call: &'static str, place: String, what: impl Into<String>, op: Op) {
+        let mut what = what.into();
+        if self.loads.is_some_and(|thread| thread == thread::current().id()) {
+            what.push_str(if what.is_empty() { "in a load" } else { ", in a load" });
+        }
+        let barrier = Barrier { call, place, what };
         if self.without.as_ref().is_some_and(|without| without.covers(&barrier)) {
             self.note(Op::Skipped(barrier));
         } else {
@@ -465,7 +528,33 @@ fn pattern(name: &str) -> &str {
 impl Sim {
     /// A disk with this on it, all of it durable. The store is to be at `home`.
     pub(crate) fn new(image: &Image, home: &str, sync_fs: bool) -> Sim {
-        Sim { world: Arc::new(Mutex::new(World::new(image))), home: Arc::from(home.trim_start_matches('/')), sync_fs }
+        let home = Arc::from(home.trim_start_matches('/'));
+        Sim { world: Arc::new(Mutex::new(World::new(image))), process: 0, home, sync_fs }
+    }
+
+    /// Kills the process that lives: none of its threads reads or changes anything from now on.
+    pub(crate) fn kill(&self) {
+        self.world.lock().kill();
+    }
+
+    /// The same, when it has done so many more calls that change something or make it durable.
+    pub(crate) fn kill_after(&self, calls: usize) {
+        self.world.lock().fuse = Some(calls);
+    }
+
+    /// The same file system, used by the process that lives now.
+    pub(crate) fn next_process(&self) -> Sim {
+        Sim { process: self.world.lock().process, ..self.clone() }
+    }
+
+    /// How many were killed before.
+    pub(crate) fn process(&self) -> u32 {
+        self.process as u32
+    }
+
+    /// What this thread does from now on is part of a load, or no longer is.
+    pub(crate) fn set_loading(&self, loads: bool) {
+        self.world.lock().loads = loads.then(|| thread::current().id());
     }
 
     /// From now on everything that changes the disk is kept in the record.
@@ -513,6 +602,12 @@ impl Sim {
     /// The world, unless the call fails.
     fn call(&self, call: Call) -> io::Result<MutexGuard<'_, World>> {
         let mut world = self.world.lock();
+        if world.process == self.process && matches!(call, Call::Create | Call::Change | Call::Sync) {
+            world.burn();
+        }
+        if world.process != self.process {
+            return Err(io::Error::from_raw_os_error(EIO));
+        }
         if let Some(fault) = world.fault.filter(|fault| fault.can_strike(call)) {
             let number = world.strikable;
             world.strikable += 1;
@@ -522,6 +617,11 @@ impl Sim {
             }
         }
         Ok(world)
+    }
+
+    /// The world, for what a call that failed leaves behind all the same: of a process that is dead, nothing.
+    fn left_behind(&self) -> Option<MutexGuard<'_, World>> {
+        Some(self.world.lock()).filter(|world| world.process == self.process)
     }
 
     /// Where a directory is, for whoever counts barriers.
@@ -584,7 +684,9 @@ impl File for SimFile {
             Ok(mut world) => world.write(self.inode, offset, bytes),
             Err(error) => {
                 // A failing write leaves a part behind.
-                self.sim.world.lock().write(self.inode, offset, &bytes[..bytes.len() / 2]);
+                if let Some(mut world) = self.sim.left_behind() {
+                    world.write(self.inode, offset, &bytes[..bytes.len() / 2]);
+                }
                 return Err(error);
             }
         }
@@ -596,16 +698,19 @@ impl File for SimFile {
         let mut world = match self.sim.call(Call::Sync) {
             Ok(world) => world,
             Err(error) => {
-                self.sim.world.lock().note(Op::SyncDataFailed { inode });
+                if let Some(mut world) = self.sim.left_behind() {
+                    world.note(Op::SyncDataFailed { inode });
+                }
                 return Err(error);
             }
         };
         let node = &world.nodes[inode];
         let place = self.sim.place(&world.path_of(node.parent));
         let file = if place.starts_with('.') { pattern(&node.name) } else { "*" };
-        let barrier = Barrier { call: "sync_data", place: format!("{place}/{file}"), after: String::new() };
-        world.nodes[inode].unsynced = false;
-        world.barrier(barrier, Op::SyncData { inode });
+        let what = if place == ".larder/journal" { world.part_of_segment(inode) } else { None };
+        let place = format!("{place}/{file}");
+        world.nodes[inode].unsynced = None;
+        world.barrier("sync_data", place, what.unwrap_or_default(), Op::SyncData { inode });
         Ok(())
     }
 
@@ -633,7 +738,8 @@ impl LockFile for SimLock {
 
     fn unlock(&mut self) -> io::Result<()> {
         if std::mem::take(&mut self.held) {
-            self.sim.world.lock().locked.remove(&self.inode);
+            // A process that was killed has none.
+            self.sim.left_behind().map(|mut world| world.locked.remove(&self.inode));
         }
         Ok(())
     }
@@ -791,9 +897,9 @@ impl Fs for Sim {
     fn sync_dir(&self, dir: &Dir) -> io::Result<()> {
         let mut world = self.call(Call::Sync)?;
         let inode = world.dir(dir.path())?;
-        let after = world.nodes[inode].changed.take().unwrap_or_else(|| "no change".into());
-        let barrier = Barrier { call: "sync_dir", place: self.place(&world.path_of(inode)), after };
-        world.barrier(barrier, Op::SyncDir { dir: inode });
+        let change = world.nodes[inode].changed.take().unwrap_or_else(|| "no change".into());
+        let place = self.place(&world.path_of(inode));
+        world.barrier("sync_dir", place, format!("after {change}"), Op::SyncDir { dir: inode });
         Ok(())
     }
 
@@ -804,20 +910,22 @@ impl Fs for Sim {
         let mut world = match self.call(Call::Sync) {
             Ok(world) => world,
             Err(error) => {
-                self.world.lock().note(Op::SyncFsFailed);
+                if let Some(mut world) = self.left_behind() {
+                    world.note(Op::SyncFsFailed);
+                }
                 return Err(error);
             }
         };
-        let mut after = "no change";
+        let mut change = "no change";
         for node in &mut world.nodes {
-            if std::mem::take(&mut node.unsynced) {
-                after = "writes";
-            } else if node.changed.take().is_some() && after == "no change" {
-                after = "changes of names only";
+            let (written, changed) = (node.unsynced.take().is_some(), node.changed.take().is_some());
+            if written {
+                change = "writes";
+            } else if changed && change == "no change" {
+                change = "changes of names only";
             }
         }
-        let barrier = Barrier { call: "sync_fs", place: "everything".into(), after: after.into() };
-        world.barrier(barrier, Op::SyncFs);
+        world.barrier("sync_fs", "everything".into(), format!("after {change}"), Op::SyncFs);
         Ok(())
     }
 
@@ -910,6 +1018,40 @@ mod tests {
         let native = asked(&Native, &dir.path().join("home"));
         let sim = Sim::new(&Image::default(), "/home", true);
         assert_eq!(asked(&sim, Path::new("/home")), native);
+    }
+
+    #[test]
+    fn a_process_that_was_killed_does_nothing_more_and_what_it_did_stays() {
+        let first = Sim::new(&Image::of_dirs(&["home"]), "/home", true);
+        first.record();
+        let home = first.open_root("/home".as_ref()).unwrap();
+        let mut lock = first.open_lock(&home, "lock").unwrap();
+        assert!(lock.try_lock().unwrap());
+        let mut file = first.create(&home, "x").unwrap();
+        file.write_at(b"ab", 0).unwrap();
+        first.kill_after(1);
+        file.write_at(b"cd", 2).unwrap();
+        file.sync_data().unwrap_err();
+        let left = (first.image(), first.logged());
+        file.write_at(b"ef", 4).unwrap_err();
+        first.sync_fs(&home).unwrap_err();
+        first.open(&home, "x").map(drop).unwrap_err();
+        first.unlink(&home, "x").unwrap_err();
+        assert_eq!((first.image(), first.logged()), left);
+        assert_eq!(left.0.0["home/x"], Some(Arc::new(b"abcd".to_vec())));
+
+        let second = first.next_process();
+        let home = second.open_root("/home".as_ref()).unwrap();
+        let mut again = second.open_lock(&home, "lock").unwrap();
+        assert!(again.try_lock().unwrap(), "its lock went with it");
+        drop(lock);
+        assert!(!second.open_lock(&home, "lock").unwrap().try_lock().unwrap(), "and it takes no other's along");
+        second.sync_dir(&home).unwrap();
+        assert_eq!(
+            second.barriers().iter().map(ToString::to_string).collect::<Vec<_>>(),
+            ["sync_dir of the store's directory, after a kill"]
+        );
+        assert!(second.open(&home, "x").is_ok());
     }
 
     #[test]

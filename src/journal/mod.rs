@@ -8,6 +8,7 @@ pub(crate) mod frame;
 pub(crate) mod segment;
 
 use std::fmt;
+#[cfg(not(test))]
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -48,18 +49,42 @@ pub(crate) fn number_of(name: &str) -> Option<u64> {
 /// Gives out the numbers of new segments. Their checksums cover them, and half of each is random: so no value can hold
 /// bytes that are taken for a frame where the disk has damaged the real ones.
 #[derive(Debug)]
-pub(crate) struct Numbers(AtomicU64);
+pub(crate) struct Numbers {
+    last: AtomicU64,
+    #[cfg(test)]
+    process: u32,
+}
+
+#[cfg(test)]
+thread_local! {
+    /// Tests of crashes want runs that are alike. They say which of a run's processes it is that loads on this thread:
+    /// two must not take the same numbers.
+    pub(crate) static PROCESS: std::cell::Cell<u32> = const { std::cell::Cell::new(0) };
+}
 
 impl Numbers {
     /// Numbers after `last`, which is 0 or a segment's.
     pub(crate) fn after(last: u64) -> Numbers {
-        Numbers(AtomicU64::new(last >> 32))
+        Numbers {
+            last: AtomicU64::new(last >> 32),
+            #[cfg(test)]
+            process: PROCESS.get(),
+        }
     }
 
     pub(crate) fn next(&self) -> u64 {
-        let ordinal = self.0.fetch_add(1, Ordering::Relaxed) + 1;
-        let salt = if cfg!(test) { ordinal as u32 ^ 0x5a17_0000 } else { RandomState::new().hash_one(ordinal) as u32 };
-        ordinal << 32 | u64::from(salt)
+        let ordinal = self.last.fetch_add(1, Ordering::Relaxed) + 1;
+        ordinal << 32 | u64::from(self.salt(ordinal))
+    }
+
+    #[cfg(not(test))]
+    fn salt(&self, ordinal: u64) -> u32 {
+        RandomState::new().hash_one(ordinal) as u32
+    }
+
+    #[cfg(test)]
+    fn salt(&self, ordinal: u64) -> u32 {
+        ordinal as u32 ^ 0x5a17_0000 ^ self.process << 24
     }
 }
 

@@ -22,9 +22,9 @@ const GATHER: Duration = Duration::from_secs(1);
 /// Changes that are applied at once: between two lots the thread can be told to end.
 const LOT: usize = 1024;
 
-/// The wait after a first failure, and the longest one.
+/// The wait after a first failure, and the longest one. Tests wait until it heals.
 const FIRST_RETRY: Duration = Duration::from_millis(50);
-const LAST_RETRY: Duration = Duration::from_secs(5);
+const LAST_RETRY: Duration = Duration::from_millis(if cfg!(test) { 100 } else { 5000 });
 
 /// A wait without a reason to end it.
 const LONG: Duration = Duration::from_secs(3600);

@@ -261,7 +261,7 @@ impl Opened {
             place.sync_dir(&opened.map_err(|error| Error::io("open directory", place.root.join(dir), error))?)?;
         }
         let segment = journal::SEGMENT.min((max_journal / 4).max(4 << 10));
-        front::remove(&place, &gone)?;
+        front::remove_replaced(&place, &gone)?;
         let numbers = Arc::new(Numbers::after(last.number.max(highest)));
         let front = Front::new(place, numbers, last, carried, counter, segment);
         Ok(Opened { front, follower, mark, counted, max_journal })

@@ -55,8 +55,7 @@ impl Place {
         let place = Place { fs, root, meta, journal, quarantine, kept, lock: Some(lock), is_checked: false };
         if format.is_none() {
             place.initialise(&tmp)?;
-        } else if place.was_never_closed()? {
-            // A load that failed may have left the format without making it durable; what is stored must not come before it.
+        } else if place.was_left_unclosed()? {
             place.sync_dir(&place.meta)?;
         }
         place.remove_temporaries(&tmp)?;
@@ -116,14 +115,22 @@ impl Place {
         if self.is_no_file(meta::SEGMENTS_FILE)? { Ok(None) } else { meta::read_segments(&*self.fs, &self.meta) }
     }
 
-    fn was_never_closed(&self) -> Result<bool> {
+    /// Whether nobody can know that the names in `.larder` are durable. A load that failed may have left the format
+    /// without making it so, and a process that was killed in its close the counter, too: what is stored must not come
+    /// before the one, nor the journal go before the other. What is packed needs no counter, and its list of segments
+    /// goes with a sync.
+    fn was_left_unclosed(&self) -> Result<bool> {
+        let at_rest = journal::list(&*self.fs, &self.journal)?.is_empty();
+        if !at_rest && self.kept == Kept::Files {
+            return Ok(true);
+        }
         for name in [meta::COUNTER_FILE, meta::SEGMENTS_FILE] {
             let kind = self.fs.kind(&self.meta, name);
             if kind.map_err(|error| Error::io("look at", self.meta.join(name), error))?.is_some() {
                 return Ok(false);
             }
         }
-        Ok(journal::list(&*self.fs, &self.journal)?.is_empty())
+        Ok(at_rest)
     }
 
     /// Makes the file of the format again. What it was goes into quarantine.

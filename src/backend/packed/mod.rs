@@ -99,14 +99,15 @@ impl Backend for Packed {
         if self.only_looks {
             return Ok(found.counter);
         }
+        // Makes the format durable, too, which a conversion that was killed may have left: before what it replaces goes.
+        place.forget_segments()?;
         if place.kept == meta::Kept::PackedBesideFiles {
             super::convert::remove_files(&place)?;
         }
         for number in &found.strange {
             place.set_aside(*number)?;
         }
-        place.forget_segments()?;
-        front::remove(&place, &found.replaced)?;
+        front::remove_replaced(&place, &found.replaced)?;
         let numbers = Arc::new(Numbers::after(found.last.number.max(found.highest)));
         let background = loader.background.clone();
         #[cfg_attr(not(test), expect(unused_mut, reason = "tests change it"))]
@@ -241,7 +242,10 @@ impl Opened {
         for extent in self.front.journal.take_sealed() {
             self.compactor.sealed(extent);
         }
-        match self.front.place.write_segments(&self.compactor.extents()) {
+        // Of one in which nothing is durable the name may not be either: a process that was killed left it so.
+        let mut extents = self.compactor.extents();
+        extents.retain(|extent| extent.end > segment::HEADER as u64);
+        match self.front.place.write_segments(&extents) {
             // It is there to find what somebody has taken away. A full disk must not keep a store from being closed.
             Err(Error::Io { source, .. }) if journal::is_full(&source) => Ok(()),
             written => written,
