@@ -1,17 +1,24 @@
-//! What the fuzz targets in `fuzz/` run, and a test in small: properties of all that reads bytes from the disk.
+//! What the fuzz targets in `fuzz/` run, and a test in small: properties of all that reads bytes from the disk, or
+//! that are imported.
 //!
 //! Each function takes the bytes of the fuzzer. The first chooses a mode: bytes as they are; bytes whose checksums are
 //! put right first, or nothing behind a checksum would ever be reached; or bytes that say what to write, and how to
 //! damage it, so that it is known what must be read.
 
+use std::ops::Range;
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+
+use crate::Store;
 use crate::backend::Change;
 use crate::backend::files::header;
-use crate::codec;
+use crate::backend::files::meta::{self, Count, Format, Kept, Mark};
+use crate::journal::Extent;
 use crate::journal::frame::{self, ALIGNMENT, Block, Content, Found, Frame, Others, Place};
 use crate::journal::segment::{self, Scan};
-use crate::key;
 use crate::map::MAX_VERSION;
-use std::ops::Range;
+use crate::{clock, codec, key, lines};
 
 /// Does the work, and says how many bytes were allocated at once for it, at most. One that cannot tell says 0.
 pub type Meter<'a> = &'a dyn Fn(&mut dyn FnMut()) -> usize;
@@ -736,6 +743,198 @@ fn read_file(bytes: &[u8], meter: Meter<'_>) {
     }
 }
 
+/// The small files of a store's own: [`Format`], [`Mark`], [`Count`] and [`meta::parse_segments`].
+pub fn own(data: &[u8], meter: Meter<'_>) {
+    let mut input = Input(data);
+    let mode = input.byte();
+    let which = Own::ALL[usize::from(mode % 4)];
+    match mode >> 2 & 3 {
+        0 => which.read(input.0, meter),
+        1 => {
+            let mut bytes = input.0.to_vec();
+            which.repair(&mut bytes);
+            which.read(&bytes, meter);
+        }
+        how => {
+            let made: Vec<u64> = (0..2 + (mode >> 4)).map(|_| input.number(8)).collect();
+            let bytes = which.encode(&made);
+            which.read(&bytes, meter);
+            assert!(which.is_whole(&bytes) || made[1] > MAX_VERSION && which == Own::Counter, "it was just written");
+            if how == 3 {
+                let other = which.encode(&made.iter().map(|number| number / 2).collect::<Vec<u64>>());
+                let mut damaged = bytes.clone();
+                damage(&mut input, &mut damaged, || other.clone());
+                let same = [&bytes, &other].into_iter().any(|whole| *whole == damaged);
+                // Of the format there are few, and no checksum.
+                if which != Own::Format {
+                    assert!(same || !which.is_whole(&damaged), "{}", damaged.escape_ascii());
+                }
+                which.read(&damaged, meter);
+            }
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Own {
+    Format,
+    Counter,
+    Members,
+    Segments,
+}
+
+impl Own {
+    const ALL: [Own; 4] = [Own::Format, Own::Counter, Own::Members, Own::Segments];
+
+    /// A file of this kind; there are two numbers at least.
+    fn encode(self, numbers: &[u64]) -> Vec<u8> {
+        let text = match self {
+            Own::Format => [Kept::Files, Kept::Packed, Kept::PackedBesideFiles][(numbers[0] % 3) as usize].line(),
+            Own::Counter => meta::mark_line(numbers[1]),
+            Own::Members => Count { files: numbers[0], mark: numbers[1] }.line(),
+            Own::Segments => {
+                let extents = numbers.chunks_exact(2).map(|pair| Extent { number: pair[0] | 1 << 32, end: pair[1] });
+                meta::segments_text(&extents.collect::<Vec<Extent>>())
+            }
+        };
+        text.into_bytes()
+    }
+
+    fn is_whole(self, bytes: &[u8]) -> bool {
+        match self {
+            Own::Format => matches!(Format::parse(bytes), Format::Is(_)),
+            Own::Counter => matches!(Mark::parse(bytes), Mark::At(_)),
+            Own::Members => Count::parse(bytes).is_some(),
+            Own::Segments => meta::parse_segments(bytes).is_some(),
+        }
+    }
+
+    /// Puts the checksum right.
+    fn repair(self, bytes: &mut Vec<u8>) {
+        let end = bytes.iter().position(|&byte| byte == b'\n').unwrap_or(bytes.len());
+        let (line, rest) = bytes.split_at(end);
+        let at = line.windows(7).rposition(|window| window == b" crc32=").unwrap_or(end);
+        let (start, rest) = (&line[..at], rest.get(1..).unwrap_or_default());
+        let checksum = crc32fast::hash(if self == Own::Segments { rest } else { start });
+        *bytes = [start, format!(" crc32={checksum:08x}\n").as_bytes(), rest].concat();
+    }
+
+    /// What is read of a file is what it says, spelled here without the code that is tested.
+    fn read(self, bytes: &[u8], meter: Meter<'_>) {
+        let summed = |text: &str| format!("{text} crc32={:08x}\n", crc32fast::hash(text.as_bytes()));
+        let said = match self {
+            Own::Format => match bounded(meter, bytes.len(), || Format::parse(bytes)) {
+                Format::Is(Kept::Files) => "larder format 1\n".to_owned(),
+                Format::Is(Kept::Packed) => "larder format 1 packed\n".to_owned(),
+                Format::Is(Kept::PackedBesideFiles) => "larder format 1 packed, beside files\n".to_owned(),
+                Format::Newer(found) => {
+                    assert!(found > 1 && bytes.starts_with(b"larder format "));
+                    return;
+                }
+                Format::Damaged => return,
+            },
+            Own::Counter => match bounded(meter, bytes.len(), || Mark::parse(bytes)) {
+                Mark::At(mark) => {
+                    assert!(mark <= MAX_VERSION);
+                    summed(&format!("larder counter {mark}"))
+                }
+                Mark::Damaged(reason) => return assert!(!reason.is_empty()),
+                Mark::Missing => panic!("it is there"),
+            },
+            Own::Members => match bounded(meter, bytes.len(), || Count::parse(bytes)) {
+                Some(Count { files, mark }) => summed(&format!("larder members {files} counter={mark}")),
+                None => return,
+            },
+            Own::Segments => match bounded(meter, bytes.len(), || meta::parse_segments(bytes)) {
+                Some(segments) => {
+                    let line = |Extent { number, end }: &Extent| {
+                        format!("{:010}-{:08x} {end}\n", number >> 32, number & 0xffff_ffff)
+                    };
+                    let lines: String = segments.iter().map(line).collect();
+                    format!("larder segments crc32={:08x}\n{lines}", crc32fast::hash(lines.as_bytes()))
+                }
+                None => return,
+            },
+        };
+        assert_eq!(said.as_bytes(), bytes, "{}", bytes.escape_ascii());
+    }
+}
+
+/// Lines to be imported: [`lines::parse`], and that it is the inverse of [`lines::line`]; and all of an import.
+pub fn import(data: &[u8], meter: Meter<'_>) {
+    let mut input = Input(data);
+    let mode = input.byte();
+    match mode % 4 {
+        0 => input.0.split(|&byte| byte == b'\n').for_each(|line| read_line(line, meter)),
+        1 => import_all(input.0),
+        how => {
+            let made = input.made();
+            let key = key::join(&made.collection, &made.member);
+            let deadline = made.deadline.map(|deadline| deadline.min(clock::LAST));
+            let mut bytes = Vec::new();
+            let written = lines::line(&mut bytes, &key, &made.codec, deadline, &made.value);
+            assert!(written.is_ok() && bytes.pop() == Some(b'\n') && !bytes.contains(&b'\n'), "one member a line");
+            match lines::parse(&bytes, 0) {
+                Ok(told) => {
+                    assert_eq!((told.key, told.codec, told.deadline), (key, made.codec, deadline));
+                    assert_eq!(&*told.value, &*made.value);
+                }
+                Err(error) => panic!("it was just written, and {error}"),
+            }
+            if how == 3 {
+                damage(&mut input, &mut bytes, || data.to_vec());
+            }
+            read_line(&bytes, meter);
+        }
+    }
+}
+
+/// What is read of a line is what any reader of JSON reads there.
+fn read_line(line: &[u8], meter: Meter<'_>) {
+    let told = match bounded(meter, line.len(), || lines::parse(line, 0)) {
+        Ok(told) => told,
+        Err(error) => return assert!(!error.to_string().is_empty()),
+    };
+    let Ok(serde_json::Value::Object(fields)) = serde_json::from_slice(line) else { panic!("it is no object") };
+    let text = |name| fields.get(name).and_then(serde_json::Value::as_str);
+    assert_eq!(text("key"), Some(&*told.key));
+    assert_eq!(text("codec").unwrap_or(codec::RAW), told.codec);
+    assert_eq!(fields.get("deadline").and_then(serde_json::Value::as_u64), told.deadline);
+    assert!(told.deadline <= Some(clock::LAST));
+    match (text("value"), text("base64")) {
+        (Some(value), None) => assert_eq!(*told.value, *value.as_bytes()),
+        (None, Some(encoded)) => assert_eq!(BASE64_STANDARD.encode(&*told.value), encoded),
+        fields => panic!("{fields:?}"),
+    }
+}
+
+/// What was imported is exported, and makes the same store again.
+fn import_all(bytes: &[u8]) {
+    // What has a deadline goes by a thread, which takes its time.
+    if bytes.windows(8).any(|window| window == b"deadline") || bytes.contains(&b'\\') {
+        return;
+    }
+    let exported = |store: &Store| {
+        let mut lines = Vec::new();
+        assert!(store.export(&mut lines).is_ok());
+        let mut lines: Vec<Vec<u8>> = lines.split(|&byte| byte == b'\n').map(<[u8]>::to_vec).collect();
+        lines.sort_unstable();
+        lines
+    };
+    let store = Store::in_memory();
+    let imported = store.import(bytes);
+    let (lines, again) = (exported(&store), Store::in_memory());
+    // There is an empty one after the last.
+    let most = bytes.iter().filter(|&&byte| byte == b'\n').count() + 1;
+    assert!(lines.len() <= most + 1);
+    match imported {
+        Ok(count) => assert!(count as usize >= lines.len() - 1),
+        Err(error) => assert!(matches!(error, crate::Error::Import { line, .. } if line as usize <= most), "{error}"),
+    }
+    assert_eq!(again.import(&*lines.join(&b'\n')).ok(), Some(lines.len() as u64 - 1));
+    assert_eq!(exported(&again), lines);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -791,5 +990,15 @@ mod tests {
     #[test]
     fn files_are_read_as_they_are_written() {
         in_small("file", file);
+    }
+
+    #[test]
+    fn small_files_of_a_store_s_own_are_read_as_they_are_written() {
+        in_small("own", own);
+    }
+
+    #[test]
+    fn lines_are_imported_as_they_are_exported() {
+        in_small("import", import);
     }
 }

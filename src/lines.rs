@@ -62,13 +62,7 @@ impl Store {
                 Ok(value) => value,
                 Err(error) => return Err(Error::codec("encode", key, codec, error)),
             };
-            let text = std::str::from_utf8(&value).ok();
-            let (name, shown) = match text {
-                Some(text) => ("value", Cow::Borrowed(text)),
-                None => ("base64", Cow::Owned(BASE64_STANDARD.encode(&value))),
-            };
-            let fields = [("key", &*key), ("codec", codec), (name, &shown)];
-            line(&mut writer, fields, record.deadline).map_err(failed)?;
+            line(&mut writer, &key, codec, record.deadline, &value).map_err(failed)?;
             count += 1;
             Ok(())
         })?;
@@ -109,8 +103,19 @@ impl Store {
     }
 }
 
-fn line(writer: &mut impl Write, fields: [(&str, &str); 3], deadline: Option<u64>) -> std::io::Result<()> {
-    for (place, (name, text)) in fields.into_iter().enumerate() {
+/// Writes a member's line.
+pub(crate) fn line(
+    writer: &mut impl Write,
+    key: &str,
+    codec: &str,
+    deadline: Option<u64>,
+    value: &[u8],
+) -> std::io::Result<()> {
+    let (name, shown) = match std::str::from_utf8(value) {
+        Ok(text) => ("value", Cow::Borrowed(text)),
+        Err(_) => ("base64", Cow::Owned(BASE64_STANDARD.encode(value))),
+    };
+    for (place, (name, text)) in [("key", key), ("codec", codec), (name, &shown)].into_iter().enumerate() {
         write!(writer, "{}\"{name}\":", if place == 0 { '{' } else { ',' })?;
         serde_json::to_writer(&mut *writer, text)?;
     }
@@ -121,15 +126,15 @@ fn line(writer: &mut impl Write, fields: [(&str, &str); 3], deadline: Option<u64
 }
 
 /// What a line says of a member.
-struct Told {
-    key: String,
-    codec: String,
-    deadline: Option<u64>,
-    value: Value,
+pub(crate) struct Told {
+    pub(crate) key: String,
+    pub(crate) codec: String,
+    pub(crate) deadline: Option<u64>,
+    pub(crate) value: Value,
 }
 
 /// Reads a line, which begins so many bytes into what was read.
-fn parse(line: &[u8], begins: usize) -> Result<Told, Cause> {
+pub(crate) fn parse(line: &[u8], begins: usize) -> Result<Told, Cause> {
     let Line { key, codec, deadline, value } =
         serde_json::from_slice(line).or_else(|error| says(without_its_line(&error, begins)))?;
     match (key, value) {

@@ -150,7 +150,8 @@ impl Store {
     /// # Errors
     ///
     /// [`Error::Io`], also if there is something at the path; [`Error::NotLoaded`], [`Error::Closed`]. A value that does not
-    /// encode is left out, and reported.
+    /// encode is left out, and reported. Nothing is at the path then; but a disk that fails to make the name durable, and
+    /// then to take it back, leaves the copy there, whole.
     ///
     /// # Examples
     ///

@@ -1,9 +1,9 @@
 //! Stores that earlier versions wrote open for ever: each format's fixtures are kept in `tests/fixtures/`.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use larder::Store;
+use larder::{Layout, Store};
 
 /// Opening a store changes it: it is done to a copy.
 fn copy(from: &Path, to: &Path) {
@@ -19,10 +19,15 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-fn open(name: &str) -> (tempfile::TempDir, Store) {
+fn copied(name: &str) -> (tempfile::TempDir, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("store");
+    let path = dir.path().canonicalize().unwrap().join("store");
     copy(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name), &path);
+    (dir, path)
+}
+
+fn open(name: &str) -> (tempfile::TempDir, Store) {
+    let (dir, path) = copied(name);
     let store = Store::open(path).unwrap();
     assert_eq!(store.load_report().quarantined, [], "{name}");
     (dir, store)
@@ -109,8 +114,90 @@ fn a_packed_store_of_format_1_opens_with_every_kind_of_frame() {
     store.close().unwrap();
     drop(store);
     // Numbers go on from the highest, and so do they in the other layout.
-    larder::convert(&path, larder::Layout::Files).unwrap();
+    larder::convert(&path, Layout::Files).unwrap();
     let fourth = fs::read_to_string(path.join("song/fourth")).unwrap();
     assert!(fourth.starts_with("larder 1 codec=raw version=15 "), "{fourth}");
     check(&Store::open(&path).unwrap());
+}
+
+/// What a damaged or missing list could not tell.
+#[track_caller]
+fn assert_missed(path: &Path, taken: &str, told_at: &Path) {
+    fs::remove_file(path.join(taken)).unwrap();
+    let problems = larder::check(path).unwrap().problems;
+    assert!(problems.len() == 1 && problems[0].path == *told_at, "{problems:?}");
+    let quarantined = Store::open(path).unwrap().load_report().quarantined;
+    assert!(quarantined.len() == 1 && quarantined[0].path == *told_at, "{quarantined:?}");
+}
+
+#[test]
+fn the_number_of_members_that_a_store_of_format_1_was_closed_with_is_read() {
+    let (_dir, path) = copied("format-1/counted");
+    let report = larder::check(&path).unwrap();
+    assert_eq!((report.problems, report.members), (vec![], 8));
+    let (_dir, store) = open("format-1/counted");
+    check_the_rest(&store);
+    assert_missed(&path, "album/discovery", &path);
+}
+
+/// What the packed store holds that was closed, and those that were being moved.
+fn check_songs(store: &Store) {
+    assert_eq!((store.load_report().members, store.load_report().quarantined), (2, vec![]));
+    assert_eq!(get(store, "song/first").unwrap(), b"one");
+    assert_eq!(get(store, "song/second").unwrap(), b"later");
+    assert_eq!(get(store, "song/third"), None);
+}
+
+#[test]
+fn a_closed_packed_store_of_format_1_opens_and_its_list_of_segments_is_read() {
+    let (_dir, store) = open("format-1/packed-closed");
+    check_songs(&store);
+    let (_dir, path) = copied("format-1/packed-closed");
+    let report = larder::check(&path).unwrap();
+    assert_eq!((report.problems, report.members), (vec![], 2));
+    let list = fs::read_to_string(path.join(".larder/segments")).unwrap();
+    let last = format!(".larder/journal/{}", list.lines().last().unwrap().split(' ').next().unwrap());
+    assert_missed(&path, &last, &path.join(&last));
+}
+
+#[test]
+fn a_packed_store_of_format_1_that_was_being_moved_into_files_opens_as_what_it_was_and_the_move_goes_on() {
+    let name = "format-1/beside-files";
+    let (_dir, store) = open(name);
+    check_songs(&store);
+    assert!(!store.path().join("song").exists(), "the files count for nothing, and go");
+    let format = fs::read_to_string(store.path().join(".larder/format")).unwrap();
+    assert_eq!(format, "larder format 1 packed\n");
+    for layout in [Layout::Files, Layout::Packed] {
+        let (_dir, path) = copied(name);
+        let view = Store::open_read_only(&path).unwrap();
+        assert_eq!(
+            (view.len("song").unwrap(), view.get("song/second").unwrap().unwrap().to_vec()),
+            (2, b"later".to_vec())
+        );
+        let report = larder::check(&path).unwrap();
+        assert!(report.is_sound() && report.problems.iter().any(|note| note.explanation.contains("being moved")));
+        larder::convert(&path, layout).unwrap();
+        assert_eq!(path.join("song/first").exists(), layout == Layout::Files);
+        check_songs(&Store::open(&path).unwrap());
+        assert!(larder::check(&path).unwrap().problems.is_empty());
+    }
+}
+
+#[test]
+fn a_store_of_files_of_format_1_that_was_being_packed_opens_as_what_it_was_and_the_move_goes_on() {
+    let name = "format-1/half-packed";
+    let check = |store: &Store| {
+        assert_eq!((store.load_report().members, store.load_report().quarantined), (8, vec![]));
+        assert_eq!(get(store, "album/discovery").unwrap(), b"{ year: 2001 }");
+        check_the_rest(store);
+    };
+    check(&open(name).1);
+    for layout in [Layout::Files, Layout::Packed] {
+        let (_dir, path) = copied(name);
+        assert!(larder::check(&path).unwrap().is_sound());
+        larder::convert(&path, layout).unwrap();
+        assert_eq!(path.join("album/discovery").exists(), layout == Layout::Files);
+        check(&Store::open(&path).unwrap());
+    }
 }

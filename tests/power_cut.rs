@@ -17,12 +17,12 @@ use std::io::Write;
 use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use disk::{Disk, Mount, is_possible};
-use lab::{Chance, Process, assert_tidy, copies, member_files, once_more, orders, say, tell};
-use larder::{Durability, Layout, Store};
+use lab::{Chance, Process, assert_tidy, copies, member_files, names, once_more, orders, say, segments, tell};
+use larder::{Durability, Layout, Severity, Store};
 
 /// Each thread of a writer writes its own members: in the collection `keep-<thread>`, and in `clear-<thread>-<n>`, which
 /// it clears now and then. All of these but the first few have one member only, so that their directories come and go.
@@ -712,6 +712,190 @@ fn no_power_cut_on_xfs_leaves_a_part_of_a_copy_or_takes_one() {
 #[test]
 fn no_power_cut_on_btrfs_leaves_a_part_of_a_copy_or_takes_one() {
     cut_while_it_copies("no_power_cut_on_btrfs_leaves_a_part_of_a_copy_or_takes_one", "btrfs");
+}
+
+// ---- a store that is moved to the other layout and back ----
+
+const MOVED: &str = "LARDER_POWER_MOVED";
+
+fn to_be_moved() -> Contents {
+    (0..250).map(|number| (format!("moved-{}/{number}", number % 5), number)).collect()
+}
+
+fn told_layout(layout: Layout) -> &'static str {
+    if layout == Layout::Packed { "packed" } else { "files" }
+}
+
+/// Moves a store there and back, and says how far it is.
+#[test]
+fn child_moves() {
+    let Some(path) = std::env::var_os(MOVED).map(PathBuf::from) else { return };
+    let store = Store::open(&path).unwrap();
+    for (key, number) in to_be_moved() {
+        store.put(&key, value(&key, number)).unwrap();
+    }
+    store.close().unwrap();
+    say("filled");
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let (done, path) = (&done, &path);
+        scope.spawn(move || {
+            let mut last = (0, 0, 0);
+            while !done.load(Ordering::Relaxed) {
+                let temporary = names(&path.join(".larder/tmp")).len();
+                let now = (member_files(path).len(), segments(path).len(), temporary);
+                if now != last {
+                    say(&format!("now {now:?}"));
+                    last = now;
+                }
+            }
+        });
+        for layout in [Layout::Packed, Layout::Files].into_iter().cycle() {
+            say(&format!("try {}", told_layout(layout)));
+            // Whatever fails is told: it is well if the power was cut by then.
+            if let Err(error) = larder::convert(path, layout) {
+                say(&format!("failed: {error}"));
+                break;
+            }
+            say(&format!("did {}", told_layout(layout)));
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+}
+
+/// Says what is wrong with a store that was being moved, and which layout it has; then it goes on with the move, or goes back.
+#[test]
+fn child_looks_at_what_was_moved() {
+    let Some(path) = std::env::var_os(MOVED).map(PathBuf::from) else { return };
+    let format = std::fs::read_to_string(path.join(".larder/format")).unwrap();
+    let layout = if format.contains("packed") { Layout::Packed } else { Layout::Files };
+    let other = if layout == Layout::Packed { Layout::Files } else { Layout::Packed };
+    let moves = if orders().next().as_deref() == Some("back") { [layout, other] } else { [other, layout] };
+    let report = larder::check(&path).unwrap();
+    for problem in report.problems.iter().filter(|problem| problem.severity > Severity::Note) {
+        say(&format!("wrong: {problem}"));
+    }
+    let look = |when: &str| {
+        let store = Store::open(&path).unwrap();
+        assert_eq!(store.load_report().quarantined, [], "{when}");
+        assert!(contents(&store) == to_be_moved(), "{when} it holds something else");
+        store.close().unwrap();
+        assert_tidy(&path);
+    };
+    if moves[0] == layout {
+        look("at first");
+    }
+    for layout in moves {
+        larder::convert(&path, layout).unwrap();
+        let files = if layout == Layout::Packed { 0 } else { to_be_moved().len() };
+        assert_eq!(member_files(&path).len(), files, "files on the disk, and members");
+        look("when it was moved");
+    }
+    let beside = if format.contains("beside") { "beside" } else { "alone" };
+    say(&format!("looked {} {beside}", told_layout(layout)));
+}
+
+fn cut_while_it_moves(test: &str, file_system: &'static str) {
+    if !is_possible(test, file_system) {
+        return;
+    }
+    let (cuts, seed) = (number("LARDER_POWER_CUTS", 6), number("LARDER_POWER_SEED", 0));
+    let mut chance = Chance::new(seed + 200);
+    let (mut moved, mut amidst, mut beside) = (0, 0, 0);
+    for cut in 0..cuts {
+        let victim = Victim::new(file_system, "interval", Layout::Files);
+        let mount = Mount::new(&victim.disk, file_system, victim.mount_options(&mut chance)).unwrap();
+        let mut commits = once_more("child_commits");
+        commits.env(STORE, mount.store());
+        let mut commits = Process::start(mount.within(&commits));
+        let mut command = once_more("child_moves");
+        command.env(MOVED, mount.store());
+        let mut child = Process::start(mount.within(&command));
+        child.expect("filled");
+        // The layout that it has for certain, and the one that it may have by now.
+        let (mut has, mut may_have) = ("files".to_owned(), "files".to_owned());
+        let mut hear = |line: &str| match line.split_once(' ') {
+            Some(("try", layout)) => layout.clone_into(&mut may_have),
+            Some(("did", layout)) => {
+                layout.clone_into(&mut has);
+                moved += 1;
+            }
+            _ => {}
+        };
+        for _ in 0..chance.below(150) {
+            hear(&child.heard().expect("the child ended by itself"));
+            match chance.below(100) {
+                0..10 => commits.ask("commit"),
+                10..14 => commits.ask("write back"),
+                14..17 => commits.ask("write all back"),
+                _ => {}
+            }
+        }
+        victim.disk.cut();
+        child.kill();
+        // What it said before it died holds too.
+        while let Some(line) = child.heard() {
+            hear(&line);
+        }
+        child.wait();
+        commits.kill();
+        commits.wait();
+        mount.unmount();
+        amidst += usize::from(has != may_have);
+
+        let disk = victim.disk.copy();
+        // They are the same file system, and the system would mix them up.
+        victim.disk.release();
+        let mount = Mount::new(&disk, file_system, "").unwrap();
+        let mut command = once_more("child_looks_at_what_was_moved");
+        command.env(MOVED, mount.store());
+        let mut child = Process::start(mount.within(&command));
+        child.ask(if chance.below(2) == 0 { "back" } else { "on" });
+        let (mut looked, mut wrong) = (false, Vec::new());
+        while let Some(line) = child.heard() {
+            match line.split(' ').collect::<Vec<_>>()[..] {
+                ["looked", layout, how] => {
+                    looked = true;
+                    beside += usize::from(how == "beside");
+                    if layout != has && layout != may_have {
+                        wrong.push(format!("it is {layout}, and was {has} or {may_have}"));
+                    }
+                }
+                _ => wrong.push(line),
+            }
+        }
+        child.wait();
+        mount.unmount();
+        if !looked {
+            wrong.push("it does not open, or holds something else: see above".to_owned());
+        }
+        if !wrong.is_empty() {
+            let image =
+                std::env::temp_dir().join(format!("larder-{file_system}-{}-move-{cut}.img", std::process::id()));
+            disk.save(&image);
+            panic!("{file_system}, cut {cut}, disk in {}: {}", image.display(), wrong.join("\n"));
+        }
+        disk.release();
+    }
+    tell(&format!(
+        "{file_system}: {cuts} cuts while it was moved, {amidst} of them amidst a move, after {moved} that were done; \
+         {beside} times there were files beside what is packed"
+    ));
+}
+
+#[test]
+fn no_power_cut_on_ext4_takes_a_member_of_a_store_that_is_being_moved() {
+    cut_while_it_moves("no_power_cut_on_ext4_takes_a_member_of_a_store_that_is_being_moved", "ext4");
+}
+
+#[test]
+fn no_power_cut_on_xfs_takes_a_member_of_a_store_that_is_being_moved() {
+    cut_while_it_moves("no_power_cut_on_xfs_takes_a_member_of_a_store_that_is_being_moved", "xfs");
+}
+
+#[test]
+fn no_power_cut_on_btrfs_takes_a_member_of_a_store_that_is_being_moved() {
+    cut_while_it_moves("no_power_cut_on_btrfs_takes_a_member_of_a_store_that_is_being_moved", "btrfs");
 }
 
 /// What is lost here is lost by right: it was not flushed. It shows that the test above can find a loss.

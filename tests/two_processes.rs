@@ -6,11 +6,12 @@ mod lab;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
 
-use lab::{LONGEST, Process, once_more, orders, say, segments, tree, until_at_rest};
-use larder::{Durability, Error, Layout, Store};
+use lab::{LONGEST, Process, assert_tidy, once_more, orders, say, segments, tell, tree, until_at_rest};
+use larder::{Durability, Error, Layout, Store, View};
 
 const HELD: &str = "LARDER_TWO_PROCESSES_STORE";
 
@@ -35,6 +36,45 @@ fn child_holds() {
             _ => panic!("{order}"),
         }
         say(&format!("done {order}"));
+    }
+}
+
+const CHANGED: &str = "LARDER_TWO_PROCESSES_CHANGED";
+const MEMBERS: usize = 60;
+const ROUNDS: u64 = 40;
+
+/// A value that says what wrote it, every byte of it.
+fn value_of(key: &str, round: u64) -> String {
+    format!("{key} {round} {}", format!("{round}.").repeat(60))
+}
+
+/// Changes the store round by round, says which round is durable, and then is quiet.
+#[test]
+fn child_changes() {
+    let Some(path) = std::env::var_os(CHANGED) else { return };
+    let store = Store::options(path).max_journal(256 << 10).open().unwrap();
+    for round in 1..=ROUNDS {
+        for member in 0..MEMBERS {
+            for collection in ["kept", "gone"] {
+                let key = format!("{collection}/{member}");
+                store.put(&key, value_of(&key, round)).unwrap();
+            }
+        }
+        store.flush().unwrap();
+        store.delete_all("gone").unwrap();
+        if round.is_multiple_of(4) {
+            store.compact().unwrap();
+        }
+        say(&format!("round {round}"));
+    }
+    store.flush().unwrap();
+    store.compact().unwrap();
+    until_at_rest(&store);
+    say("quiet");
+    for order in orders() {
+        assert_eq!(order, "close");
+        store.close().unwrap();
+        say("done close");
     }
 }
 
@@ -348,4 +388,72 @@ fn the_lock_file_outlives_every_store_so_that_nobody_is_handed_a_second_lock() {
     other.does("drop");
     assert!(lock.is_file());
     assert_free(&path);
+}
+
+/// The highest round of the members that are always there, and the lowest. Every value must have been written.
+fn rounds(view: &View) -> (u64, u64) {
+    let (mut highest, mut lowest) = (0, u64::MAX);
+    for collection in view.collections() {
+        for (member, value) in view.get_all(&collection).unwrap() {
+            let (key, text) = (format!("{collection}/{member}"), value.to_str().unwrap());
+            let round: u64 = text.split(' ').nth(1).unwrap().parse().unwrap();
+            assert!(text == value_of(&key, round) && (1..=ROUNDS).contains(&round), "{key}: {text}");
+            if collection == "kept" {
+                (highest, lowest) = (highest.max(round), lowest.min(round));
+            }
+        }
+    }
+    (highest, lowest)
+}
+
+#[test]
+fn a_view_beside_a_process_that_writes_shows_what_was_written_and_takes_no_lock_and_changes_nothing() {
+    in_each_layout(|_, path| {
+        let layout = fs::read_to_string(path.join(".larder/format")).unwrap();
+        let mut command = once_more("child_changes");
+        command.env(CHANGED, &path);
+        let mut other = Process::start(command);
+        other.expect("round 1");
+        let durable = AtomicU64::new(1);
+        let mut view = Store::open_read_only(&path).unwrap();
+        let (mut looks, mut beside) = (0, 0);
+        std::thread::scope(|scope| {
+            let heard = scope.spawn(|| {
+                while let Some(line) = other.heard() {
+                    match line.strip_prefix("round ") {
+                        Some(round) => durable.store(round.parse().unwrap(), Ordering::SeqCst),
+                        None => return assert_eq!(line, "quiet"),
+                    }
+                }
+                panic!("the child ended by itself");
+            });
+            while !heard.is_finished() {
+                let known = durable.load(Ordering::SeqCst);
+                view.refresh().unwrap();
+                assert_eq!(view.load_report().quarantined, []);
+                let (highest, lowest) = rounds(&view);
+                assert!(view.len("kept").unwrap() == MEMBERS && lowest >= known, "{lowest} after {known}: {layout}");
+                assert!(highest - lowest <= 1, "{lowest} to {highest}: {layout}");
+                looks += 1;
+                beside += usize::from(highest < ROUNDS);
+            }
+            heard.join().unwrap();
+        });
+        assert!(beside > 0, "all of {looks} looks came too late");
+        // Nothing changes by itself any more, and the looks so far have left nothing.
+        let before = tree(&path);
+        assert_tidy(&path);
+        assert_eq!(fs::read_to_string(path.join(".larder/lock")).unwrap(), format!("process {}\n", other.id()));
+        view.refresh().unwrap();
+        assert_eq!(rounds(&view), (ROUNDS, ROUNDS));
+        assert_eq!((view.len("kept").unwrap(), view.len("gone").unwrap()), (MEMBERS, 0));
+        let another = Store::open_read_only(&path).unwrap();
+        assert!(tree(&path) == before, "a view has changed something: {layout}");
+        // What it shows keeps nobody from the store.
+        other.does("close");
+        assert_free(&path);
+        another_process_holds(&path).does("close");
+        assert_eq!((rounds(&view), rounds(&another)), ((ROUNDS, ROUNDS), (ROUNDS, ROUNDS)));
+        tell(&format!("{looks} looks, {beside} of them while it was written: {}", layout.trim()));
+    });
 }

@@ -791,6 +791,59 @@ fn a_move_into_files_touches_nothing_of_somebody_else_s() {
 }
 
 #[test]
+fn every_file_is_read_by_a_check_though_there_is_nothing_beside_them() {
+    let (_dir, path) = temporary();
+    let (store, mut members) = filled(&path, Layout::Files);
+    store.close().unwrap();
+    fs::remove_dir_all(path.join(".larder")).unwrap();
+    let [damaged, one, other] = ["song/3", "song/4", "song/5"].map(|key| file_of(&path, key));
+    fs::write(&damaged, "edited by hand").unwrap();
+    let bytes = fs::read(&one).unwrap();
+    fs::rename(&other, &one).unwrap();
+    fs::write(&other, bytes).unwrap();
+    fs::write(path.join("notes.txt"), "mine").unwrap();
+    members.remove("song/3");
+    let before = tree(&path);
+    let report = larder::check(&path).unwrap();
+    assert_eq!(tree(&path), before);
+    assert_eq!((report.members, report.collections), (members.len() - 2, 3), "the two are not where they should be");
+    let told: Vec<_> = report.problems.iter().map(|problem| (problem.severity, problem.path.clone())).collect();
+    let mendable = [path.join(".larder"), one, other].map(|path| (Severity::Mendable, path));
+    let expected = [vec![(Severity::Loss, damaged)], mendable.to_vec(), vec![(Severity::Note, path.join("notes.txt"))]];
+    assert_eq!(told, expected.concat());
+    assert_eq!(larder::repair(&path).unwrap().members, members.len());
+    assert!(larder::check(&path).unwrap().is_sound());
+    assert_eq!(contents(&Store::open(&path).unwrap()), members);
+}
+
+#[test]
+fn a_list_of_segments_or_a_number_of_members_that_is_damaged_is_told_in_words() {
+    for (layout, name) in [(Layout::Files, "members"), (Layout::Packed, "segments")] {
+        let (_dir, path) = temporary();
+        let (store, members) = filled(&path, layout);
+        store.close().unwrap();
+        let list = path.join(".larder").join(name);
+        let whole = fs::read_to_string(&list).unwrap();
+        for damaged in [String::new(), "\0".repeat(40), whole.replacen("crc32=", "crc32=0", 1), whole.repeat(2)] {
+            fs::write(&list, damaged).unwrap();
+            let before = tree(&path);
+            let report = larder::check(&path).unwrap();
+            let [told] = &report.problems[..] else { panic!("{name}: {:?}", report.problems) };
+            assert_eq!((told.severity, &told.path), (Severity::Note, &list));
+            assert!(told.explanation.contains("damaged") && told.explanation.contains("missing"), "{told}");
+            assert_eq!((report.members, tree(&path)), (members.len(), before));
+            let store = Store::open(&path).unwrap();
+            assert_eq!((store.load_report().quarantined, contents(&store)), (Vec::new(), members.clone()));
+            store.close().unwrap();
+            assert_eq!(
+                (larder::check(&path).unwrap().problems, fs::read_to_string(&list).unwrap().len()),
+                (vec![], whole.len())
+            );
+        }
+    }
+}
+
+#[test]
 fn a_newer_format_is_refused_by_checking_and_mending() {
     let (_dir, path) = temporary();
     filled(&path, Layout::Packed).0.close().unwrap();

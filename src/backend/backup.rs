@@ -12,7 +12,7 @@ use super::files::place::Place;
 use super::writer::Writer;
 use crate::core::Engine;
 use crate::error::{Error, Result};
-use crate::fs::Fs;
+use crate::fs::{Dir, Fs, Kind};
 use crate::key;
 use crate::report::BackupReport;
 
@@ -49,14 +49,43 @@ pub(crate) fn back_up(fs: Arc<dyn Fs>, engine: &Engine, layout: Layout, target: 
     let partial_path = parent.join(&partial);
     let copied = copy(&fs, engine, layout, &partial_path).and_then(|report| {
         fs.rename(&parent, &partial, &parent, name).map_err(failed)?;
-        fs.sync_dir(&parent).map_err(|error| Error::io("sync directory", parent.path(), error))?;
-        Ok(BackupReport { elapsed: started.elapsed(), ..report })
+        Ok(report)
     });
-    if copied.is_err() {
-        // It is this call's own. What cannot be removed is in nobody's way.
-        _ = std::fs::remove_dir_all(&partial_path);
+    match copied {
+        Err(error) => {
+            // It is this call's own. What cannot be removed is in nobody's way.
+            _ = remove(&*fs, &parent, &partial);
+            Err(error)
+        }
+        Ok(report) => match fs.sync_dir(&parent) {
+            Ok(()) => Ok(BackupReport { elapsed: started.elapsed(), ..report }),
+            Err(error) => {
+                take_back(&*fs, &parent, name, &partial);
+                Err(Error::io("sync directory", parent.path(), error))
+            }
+        },
     }
-    copied
+}
+
+/// Takes the name from a copy that may not have it after a crash. If that fails the copy stays, whole, under one name or the
+/// other: nothing of it goes before it is certain that no crash gives it the name back.
+fn take_back(fs: &dyn Fs, parent: &Dir, name: &str, partial: &str) {
+    if fs.rename(parent, name, parent, partial).is_ok() && fs.sync_dir(parent).is_ok() {
+        _ = remove(fs, parent, partial);
+    }
+}
+
+/// Removes as much as can be of a directory and of everything in it.
+fn remove(fs: &dyn Fs, parent: &Dir, name: &str) -> io::Result<()> {
+    let dir = fs.open_dir(parent, name)?;
+    for entry in fs.list(&dir)? {
+        // What stays keeps the directory from going, which tells it.
+        _ = match entry.kind {
+            Kind::Dir => remove(fs, &dir, &entry.name),
+            _ => fs.unlink(&dir, &entry.name),
+        };
+    }
+    fs.remove_dir(parent, name)
 }
 
 fn copy(fs: &Arc<dyn Fs>, engine: &Engine, layout: Layout, path: &Path) -> Result<BackupReport> {

@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::files::meta::{self, FORMAT_FILE, Kept, META_DIR, QUARANTINE_DIR, TMP_DIR};
-use super::files::place::Place;
+use super::files::place::{self, Place};
 use super::files::strays;
-use super::{Backend, Files, Layout, Look, Packed, Quarantined, files};
+use super::{Backend, Change, Files, Layout, Loader, Look, Packed, Quarantined, Rejected, files};
 use crate::core::Engine;
 use crate::error::{Error, Result};
 use crate::fs::{Dir, Fs, Kind, Native};
-use crate::journal;
+use crate::journal::{self, Numbers};
 
 /// How bad something is.
 #[non_exhaustive]
@@ -71,6 +71,12 @@ impl CheckReport {
     pub fn is_sound(&self) -> bool {
         self.problems.iter().all(|problem| problem.severity == Severity::Note)
     }
+
+    /// All problems are told.
+    fn of(mut self, members: usize, collections: usize) -> CheckReport {
+        self.problems.sort_by(|a, b| b.severity.cmp(&a.severity).then_with(|| a.path.cmp(&b.path)));
+        CheckReport { members, collections, ..self }
+    }
 }
 
 /// What [`repair`] has done.
@@ -124,8 +130,11 @@ pub struct Restored {
 /// # Ok::<(), larder::Error>(())
 /// ```
 pub fn check(path: impl AsRef<Path>) -> Result<CheckReport> {
-    let fs: Arc<dyn Fs> = Arc::new(Native);
-    let path = meta::absolute(path.as_ref())?;
+    check_on(Arc::new(Native), path.as_ref())
+}
+
+pub(crate) fn check_on(fs: Arc<dyn Fs>, path: &Path) -> Result<CheckReport> {
+    let path = meta::absolute(path)?;
     let root = open_root(&*fs, &path)?;
     let mut report = CheckReport::default();
     let mut say = |severity, path: PathBuf, explanation: String| {
@@ -135,9 +144,13 @@ pub fn check(path: impl AsRef<Path>) -> Result<CheckReport> {
         if !has_members(&*fs, &root)? {
             return Err(nothing(&path));
         }
-        let explanation = "it is missing, and there are members' files beside it: `repair` makes it again".to_owned();
-        say(Severity::Mendable, root.join(META_DIR), explanation);
-        return Ok(report);
+        let explanation = "it is missing, with what was in its journal, and there are members' files beside it: `repair` \
+                           makes it again";
+        say(Severity::Mendable, root.join(META_DIR), explanation.to_owned());
+        let (members, collections) =
+            read_members(&*fs, &root, &mut Bare { fs: &*fs, root: &root }, Kept::Files, &mut say)?;
+        strangers(&*fs, &root, Kept::Files, &mut say)?;
+        return Ok(report.of(members, collections));
     };
     let misplaced = misplaced(&*fs, &meta)?;
     let is_other = |name: &str| misplaced.iter().any(|thing| thing.is(name));
@@ -182,16 +195,50 @@ pub fn check(path: impl AsRef<Path>) -> Result<CheckReport> {
         let explanation = format!("it holds segment {}: `repair` gives it its name back", journal::file_name(number));
         say(Severity::Mendable, path, explanation);
     }
+    for (name, what) in
+        [(meta::SEGMENTS_FILE, "segments are missing, or cut"), (meta::MEMBERS_FILE, "files are missing")]
+    {
+        if !is_other(name) && is_damaged_list(&*fs, &meta, name)? {
+            let explanation = format!(
+                "it is damaged, as a crash may leave it: it cannot tell whether {what}; a close writes it anew"
+            );
+            say(Severity::Note, meta.join(name), explanation);
+        }
+    }
     let mut look = Look::on(fs.clone(), &path)?.assume(kept);
-    let (engine, _) = Engine::read(&mut look)?;
+    let (members, collections) = read_members(&*fs, &root, &mut look, kept, &mut say)?;
+    leftovers(&*fs, &meta, kept, &mut say)?;
+    strangers(&*fs, &root, kept, &mut say)?;
+    Ok(report.of(members, collections))
+}
+
+/// Whether a list, without which a store is whole, is there and says nothing.
+fn is_damaged_list(fs: &dyn Fs, meta: &Dir, name: &str) -> Result<bool> {
+    let is_there = fs.kind(meta, name).map_err(|error| Error::io("look at", meta.join(name), error))?.is_some();
+    Ok(is_there
+        && match name {
+            meta::SEGMENTS_FILE => meta::read_segments(fs, meta)?.is_none(),
+            _ => meta::read_count(fs, meta)?.is_none(),
+        })
+}
+
+/// Reads all that a store has, and says what is damaged. The numbers of members and of collections.
+fn read_members(
+    fs: &dyn Fs,
+    root: &Dir,
+    backend: &mut dyn Backend,
+    kept: Kept,
+    say: &mut impl FnMut(Severity, PathBuf, String),
+) -> Result<(usize, usize)> {
+    let (engine, _) = Engine::read(backend)?;
     let (members, collections, _) = engine.tally();
-    let strays = if kept == Kept::Files { strays::find(&*fs, &root)? } else { Vec::new() };
-    let newest = strays::newest(&*fs, &root, &strays)?;
+    let strays = if kept == Kept::Files { strays::find(fs, root)? } else { Vec::new() };
+    let newest = strays::newest(fs, root, &strays)?;
     for Quarantined { path, reason, .. } in engine.report().quarantined {
         if path.ends_with(meta::COUNTER_FILE) {
             continue;
         }
-        match newest.iter().find(|stray| stray.path(&root) == path) {
+        match newest.iter().find(|stray| stray.path(root) == path) {
             Some(stray) => {
                 let explanation = format!("it is the file of {:?}: `repair` gives it its name back", stray.key);
                 say(Severity::Mendable, path, explanation);
@@ -199,19 +246,45 @@ pub fn check(path: impl AsRef<Path>) -> Result<CheckReport> {
             None => say(Severity::Loss, path, reason),
         }
     }
-    leftovers(&*fs, &root, &meta, kept, &mut say)?;
-    report.problems.sort_by(|a, b| b.severity.cmp(&a.severity).then_with(|| a.path.cmp(&b.path)));
-    Ok(CheckReport { members, collections, ..report })
+    Ok((members, collections))
+}
+
+/// Members' files with no `.larder` beside them.
+struct Bare<'a> {
+    fs: &'a dyn Fs,
+    root: &'a Dir,
+}
+
+impl Backend for Bare<'_> {
+    fn load(&mut self, loader: &Loader<'_>) -> Result<u64> {
+        let found = files::load::load(self.fs, self.root, loader)?;
+        for damaged in found.damaged {
+            let path = self.root.join(&damaged.dir).join(&damaged.file);
+            loader.quarantined(&path, damaged.reason, &path);
+        }
+        loader.recovered();
+        Ok(found.highest)
+    }
+
+    fn apply(&mut self, _batch: &[Change<'_>]) -> Result<(), Rejected> {
+        Ok(())
+    }
+
+    fn sync(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn close(&mut self, _counter: u64) -> Result<()> {
+        Ok(())
+    }
+
+    fn persists(&self) -> bool {
+        false
+    }
 }
 
 /// What is no damage, and may be wondered about.
-fn leftovers(
-    fs: &dyn Fs,
-    root: &Dir,
-    meta: &Dir,
-    kept: Kept,
-    say: &mut impl FnMut(Severity, PathBuf, String),
-) -> Result<()> {
+fn leftovers(fs: &dyn Fs, meta: &Dir, kept: Kept, say: &mut impl FnMut(Severity, PathBuf, String)) -> Result<()> {
     let list = |dir: &Dir| fs.list(dir).map_err(|error| Error::io("list", dir.path(), error));
     let open = |name: &str| open_own(fs, meta, name);
     if let Some(tmp) = open(TMP_DIR)? {
@@ -245,7 +318,12 @@ fn leftovers(
             say(Severity::Note, journal.path().to_owned(), explanation.to_owned());
         }
     }
-    for entry in list(root)? {
+    Ok(())
+}
+
+/// What stands beside `.larder` and is nobody's that larder knows.
+fn strangers(fs: &dyn Fs, root: &Dir, kept: Kept, say: &mut impl FnMut(Severity, PathBuf, String)) -> Result<()> {
+    for entry in fs.list(root).map_err(|error| Error::io("list", root.path(), error))? {
         let could_be_ours = entry.kind == Kind::Dir && files::name::could_be_ours(&entry.name);
         let is_foreign = !could_be_ours || kept == Kept::Packed;
         if entry.name != META_DIR && is_foreign {
@@ -302,7 +380,9 @@ impl Misplaced {
 }
 
 fn misplaced(fs: &dyn Fs, meta: &Dir) -> Result<Vec<Misplaced>> {
+    // The quarantine comes first: the others are put aside in it.
     const OWN: [(&str, Kind); 8] = [
+        (QUARANTINE_DIR, Kind::Dir),
         (meta::LOCK, Kind::File),
         (FORMAT_FILE, Kind::File),
         (meta::COUNTER_FILE, Kind::File),
@@ -310,13 +390,17 @@ fn misplaced(fs: &dyn Fs, meta: &Dir) -> Result<Vec<Misplaced>> {
         (meta::SEGMENTS_FILE, Kind::File),
         (meta::JOURNAL_DIR, Kind::Dir),
         (TMP_DIR, Kind::Dir),
-        (QUARANTINE_DIR, Kind::Dir),
     ];
     let mut found = Vec::new();
     for (name, should_be) in OWN {
         if meta::is_other(fs, meta, name, should_be)? {
             found.push(Misplaced { within: None, name: name.to_owned(), should_be });
         }
+    }
+    let listed = fs.list(meta).map_err(|error| Error::io("list", meta.path(), error))?;
+    for entry in listed.into_iter().filter(|entry| place::is_on_its_way(&entry.name)) {
+        // It stood in the place of the quarantine.
+        found.push(Misplaced { within: None, name: entry.name, should_be: Kind::Dir });
     }
     for within in [meta::JOURNAL_DIR, TMP_DIR] {
         let Some(dir) = open_own(fs, meta, within)? else { continue };
@@ -343,43 +427,60 @@ fn misnamed(fs: &dyn Fs, meta: &Dir) -> Result<Vec<(String, u64)>> {
     Ok(misnamed)
 }
 
-/// Gives segments their names back. One whose name is taken stays in quarantine.
+/// A segment that has another's name.
+struct Misnamed {
+    /// Where it was found.
+    path: PathBuf,
+    /// The name it has by now.
+    name: String,
+    number: u64,
+}
+
+/// Gives segments their names back. One whose name another has by right is put aside.
+///
+/// It is one rename after the other, each of them durable before the next, and a segment always has a segment's name: so
+/// wherever this ends, another call goes on.
 fn give_names_back(fs: &dyn Fs, meta: &Dir) -> Result<(Vec<Restored>, Vec<Quarantined>)> {
-    let misnamed = misnamed(fs, meta)?;
-    if misnamed.is_empty() {
-        return Ok((Vec::new(), Vec::new()));
-    }
-    let open = |name| fs.open_dir(meta, name).map_err(|error| Error::io("open directory", meta.join(name), error));
-    let (journal, quarantine) = (open(meta::JOURNAL_DIR)?, open(QUARANTINE_DIR)?);
-    let rename = |from: &Dir, from_name: &str, to: &Dir, to_name: &str| {
-        let renamed = fs.rename(from, from_name, to, to_name);
-        renamed.map_err(|error| Error::io("rename", from.join(from_name), error))
-    };
-    // By way of quarantine: two may have each other's names, and nothing in there is ever removed.
-    let mut moved = Vec::new();
-    for (name, number) in misnamed {
-        let aside = format!("{name}-holds-{}", journal::file_name(number));
-        rename(&journal, &name, &quarantine, &aside)?;
-        moved.push((name, aside, journal::file_name(number)));
-    }
     let (mut restored, mut left) = (Vec::new(), Vec::new());
-    for (name, aside, own) in moved {
-        if fs.kind(&journal, &own).map_err(|error| Error::io("look at", journal.join(&own), error))?.is_none() {
-            rename(&quarantine, &aside, &journal, &own)?;
-            restored.push(Restored { path: journal.join(&name), moved_to: journal.join(&own) });
-        } else {
-            let reason = format!("it holds segment {own}, and there is another of that name");
-            left.push(Quarantined { path: journal.join(&name), reason, moved_to: quarantine.join(&aside) });
+    let Some(journal) = open_own(fs, meta, meta::JOURNAL_DIR)? else { return Ok((restored, left)) };
+    let misnamed = misnamed(fs, meta)?.into_iter();
+    let mut waiting: Vec<Misnamed> =
+        misnamed.map(|(name, number)| Misnamed { path: journal.join(&name), name, number }).collect();
+    let rename = |from: &str, to: &str| {
+        let renamed = fs.rename(&journal, from, &journal, to);
+        renamed.map_err(|error| Error::io("rename", journal.join(from), error))?;
+        fs.sync_dir(&journal).map_err(|error| Error::io("sync directory", journal.path(), error))
+    };
+    while !waiting.is_empty() {
+        let has_room = |one: &Misnamed| !waiting.iter().any(|other| other.name == journal::file_name(one.number));
+        if let Some(next) = waiting.iter().position(has_room) {
+            let Misnamed { path, name, number } = waiting.swap_remove(next);
+            let own = journal::file_name(number);
+            if fs.kind(&journal, &own).map_err(|error| Error::io("look at", journal.join(&own), error))?.is_none() {
+                rename(&name, &own)?;
+                restored.push(Restored { path, moved_to: journal.join(&own) });
+            } else {
+                let reason = format!("it holds segment {own}, and there is another of that name");
+                let aside = Place::put_own_aside(fs, meta, (&journal, meta::JOURNAL_DIR), &name, &reason)?;
+                left.push(Quarantined { path, ..aside });
+            }
+            continue;
         }
-    }
-    for dir in [&journal, &quarantine] {
-        fs.sync_dir(dir).map_err(|error| Error::io("sync directory", dir.path(), error))?;
+        // They have each other's names: one gives its own up for one that is nobody's.
+        let last = journal::list(fs, &journal)?.into_iter().chain(waiting.iter().map(|one| one.number)).max();
+        let free = journal::file_name(Numbers::after(last.unwrap_or(0)).next());
+        if let Some(first) = waiting.first_mut() {
+            rename(&first.name, &free)?;
+            first.name = free;
+        }
     }
     Ok((restored, left))
 }
 
 /// Mends the closed store at `path`: keeps everything that can be kept, and moves what cannot into quarantine. After it
 /// [`check`] finds the store sound, and it opens.
+///
+/// It can be interrupted at any point, by a crash too: what has been mended stays so, and the same call goes on.
 ///
 /// What a load does by itself it does too; beyond that it makes a missing or damaged file of the format again, puts aside what
 /// is a directory and should be a file of larder's own, or the other way round, gives segments and members' files that have
@@ -389,8 +490,11 @@ fn give_names_back(fs: &dyn Fs, meta: &Dir) -> Result<(Vec<Restored>, Vec<Quaran
 ///
 /// Those of [`check`], and of a disk that takes no changes: nothing is lost then.
 pub fn repair(path: impl AsRef<Path>) -> Result<RepairReport> {
-    let fs: Arc<dyn Fs> = Arc::new(Native);
-    let path = meta::absolute(path.as_ref())?;
+    repair_on(Arc::new(Native), path.as_ref())
+}
+
+pub(crate) fn repair_on(fs: Arc<dyn Fs>, path: &Path) -> Result<RepairReport> {
+    let path = meta::absolute(path)?;
     let root = open_root(&*fs, &path)?;
     let (mut quarantined, mut restored) = (Vec::new(), Vec::new());
     let meta = match meta_dir(&*fs, &root)? {
@@ -401,9 +505,12 @@ pub fn repair(path: impl AsRef<Path>) -> Result<RepairReport> {
         }
         None => return Err(nothing(&path)),
     };
-    let (lock, others): (Vec<_>, Vec<_>) = misplaced(&*fs, &meta)?.into_iter().partition(|thing| thing.is(meta::LOCK));
+    let misplaced = misplaced(&*fs, &meta)?;
     // Nobody can have a lock that is no file.
-    for thing in &lock {
+    let has_no_lock = misplaced.iter().any(|thing| thing.is(meta::LOCK));
+    let is_before = |thing: &Misplaced| has_no_lock && (thing.is(meta::LOCK) || thing.is(QUARANTINE_DIR));
+    let (before, others): (Vec<_>, Vec<_>) = misplaced.into_iter().partition(is_before);
+    for thing in &before {
         quarantined.push(thing.put_aside(&*fs, &meta)?);
     }
     {
@@ -498,8 +605,12 @@ fn has_members(fs: &dyn Fs, root: &Dir) -> Result<bool> {
         for file in list(&dir)?.iter().filter(|file| file.kind == Kind::File && files::name::could_be_ours(&file.name))
         {
             let read = fs.open(&dir, &file.name).and_then(|mut open| files::load::read_whole(&mut *open, &mut buffer));
-            if read.is_ok_and(|length| files::header::decode(&buffer[..length]).is_ok()) {
-                return Ok(true);
+            match read {
+                Ok(length) if files::header::decode(&buffer[..length]).is_ok() => return Ok(true),
+                Err(error) if error.kind() != io::ErrorKind::NotFound && !files::load::is_bad_medium(&error) => {
+                    return Err(Error::io("read", dir.join(&file.name), error));
+                }
+                _ => {}
             }
         }
     }

@@ -137,6 +137,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use check::{CheckReport, Problem, RepairReport, Restored, Severity, check, repair};
+#[cfg(test)]
+pub(crate) use check::{check_on, repair_on};
 pub use convert::convert;
 #[cfg(test)]
 pub(crate) use convert::convert_on;
@@ -388,8 +390,12 @@ pub(crate) fn layout_of(path: &Path) -> Result<Option<Layout>> {
 fn layout_on(fs: &dyn Fs, path: &Path) -> Result<Option<Layout>> {
     let opened = fs.open_root(path).and_then(|root| fs.open_dir(&root, files::meta::META_DIR));
     match opened {
-        // What is wrong with the file that says so is told by the load, which quarantines nothing by then.
-        Ok(meta) => Ok(files::meta::read_format(fs, path, &meta).ok().flatten().map(files::meta::Kept::layout)),
+        Ok(meta) => match files::meta::read_format(fs, path, &meta) {
+            Ok(kept) => Ok(kept.map(files::meta::Kept::layout)),
+            Err(error @ Error::Io { .. }) => Err(error),
+            // What is wrong with the file that says so is told by the load, which quarantines nothing by then.
+            Err(_) => Ok(None),
+        },
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(Error::io("open directory", path, error)),
     }

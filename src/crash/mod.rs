@@ -19,6 +19,7 @@ mod barriers;
 mod convert;
 #[cfg(unix)]
 mod faults;
+mod repair;
 mod run;
 mod search;
 mod states;

@@ -131,7 +131,7 @@ fn replace(fs: &dyn Fs, tmp: &Dir, name: &str, text: &str, durably: bool) -> Res
 
 /// What the file of the format says, beside the format's number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::backend) enum Kept {
+pub(crate) enum Kept {
     Files,
     Packed,
     /// Packed, and files of members stand beside it that count for nothing: the store was being moved.
@@ -145,7 +145,7 @@ impl Kept {
         if self == Kept::Files { Layout::Files } else { Layout::Packed }
     }
 
-    pub(in crate::backend) fn line(self) -> String {
+    pub(crate) fn line(self) -> String {
         let kept = match self {
             Kept::Files => "",
             Kept::Packed => " packed",
@@ -155,20 +155,39 @@ impl Kept {
     }
 }
 
+/// What a file of the format says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Format {
+    Is(Kept),
+    /// Higher than this version of larder reads.
+    Newer(u64),
+    Damaged,
+}
+
+impl Format {
+    pub(crate) fn parse(bytes: &[u8]) -> Format {
+        let text = std::str::from_utf8(bytes).unwrap_or_default();
+        if let Some(kept) = Kept::ALL.into_iter().find(|kept| kept.line() == text) {
+            return Format::Is(kept);
+        }
+        let number = text.strip_prefix("larder format ").and_then(|rest| rest.split([' ', '\n']).next());
+        let is_number = |number: &&str| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit());
+        match number.filter(is_number).map(|number| number.parse().unwrap_or(u64::MAX)) {
+            Some(found) if found > FORMAT => Format::Newer(found),
+            _ => Format::Damaged,
+        }
+    }
+}
+
 /// The store's format: an error when it is newer than this build, `None` when the file is not there.
 pub(in crate::backend) fn read_format(fs: &dyn Fs, root: &Path, meta: &Dir) -> Result<Option<Kept>> {
     let Some(bytes) = read_small(fs, meta, FORMAT_FILE)? else {
         return Ok(None);
     };
-    let text = std::str::from_utf8(&bytes).unwrap_or_default();
-    if let Some(kept) = Kept::ALL.into_iter().find(|kept| kept.line() == text) {
-        return Ok(Some(kept));
-    }
-    let number = text.strip_prefix("larder format ").and_then(|rest| rest.split([' ', '\n']).next());
-    let is_number = |number: &&str| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit());
-    match number.filter(is_number).map(|number| number.parse().unwrap_or(u64::MAX)) {
-        Some(found) if found > FORMAT => Err(Error::NewerFormat { path: root.to_owned(), found, supported: FORMAT }),
-        _ => Err(Error::Corrupt {
+    match Format::parse(&bytes) {
+        Format::Is(kept) => Ok(Some(kept)),
+        Format::Newer(found) => Err(Error::NewerFormat { path: root.to_owned(), found, supported: FORMAT }),
+        Format::Damaged => Err(Error::Corrupt {
             path: meta.join(FORMAT_FILE),
             reason: format!(
                 "it should say {:?} or {:?} and says {:?}",
@@ -187,8 +206,12 @@ pub(in crate::backend) fn write_format(fs: &dyn Fs, meta: &Dir, tmp: &Dir, kept:
 /// The segments that a packed store was closed with, and how far they reach; `None` if it was not closed, or the list is
 /// damaged: it is there to find what is missing, and nothing else needs it.
 pub(in crate::backend) fn read_segments(fs: &dyn Fs, meta: &Dir) -> Result<Option<Vec<Extent>>> {
-    let Some(bytes) = read_own(fs, meta, SEGMENTS_FILE, 4 << 20)? else { return Ok(None) };
-    let text = std::str::from_utf8(&bytes).unwrap_or_default();
+    Ok(read_own(fs, meta, SEGMENTS_FILE, 4 << 20)?.and_then(|bytes| parse_segments(&bytes)))
+}
+
+/// `None` if it is damaged.
+pub(crate) fn parse_segments(bytes: &[u8]) -> Option<Vec<Extent>> {
+    let text = std::str::from_utf8(bytes).unwrap_or_default();
     let segments: Option<Vec<Extent>> = text
         .lines()
         .filter(|line| !line.starts_with("larder "))
@@ -197,7 +220,7 @@ pub(in crate::backend) fn read_segments(fs: &dyn Fs, meta: &Dir) -> Result<Optio
             Some(Extent { number: journal::number_of(name)?, end: end.parse().ok()? })
         })
         .collect();
-    Ok(segments.filter(|segments| segments_text(segments) == text))
+    segments.filter(|segments| segments_text(segments) == text)
 }
 
 pub(in crate::backend) fn write_segments(fs: &dyn Fs, meta: &Dir, tmp: &Dir, segments: &[Extent]) -> Result<()> {
@@ -207,7 +230,7 @@ pub(in crate::backend) fn write_segments(fs: &dyn Fs, meta: &Dir, tmp: &Dir, seg
         .map_err(|error| Error::io("replace", meta.join(SEGMENTS_FILE), error))
 }
 
-fn segments_text(segments: &[Extent]) -> String {
+pub(crate) fn segments_text(segments: &[Extent]) -> String {
     let lines: String =
         segments.iter().map(|segment| format!("{} {}\n", journal::file_name(segment.number), segment.end)).collect();
     let checksum = crc32fast::hash(lines.as_bytes());
@@ -215,29 +238,33 @@ fn segments_text(segments: &[Extent]) -> String {
 }
 
 /// What the counter's file says.
-pub(in crate::backend) enum Mark {
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Mark {
     Missing,
     At(u64),
     Damaged(String),
 }
 
+impl Mark {
+    pub(crate) fn parse(bytes: &[u8]) -> Mark {
+        let text = std::str::from_utf8(bytes).unwrap_or_default();
+        let number = text.strip_prefix("larder counter ").and_then(|rest| rest.split(' ').next()?.parse().ok());
+        match number {
+            Some(mark) if mark <= crate::map::MAX_VERSION && text == mark_line(mark) => Mark::At(mark),
+            _ => Mark::Damaged(format!("it says {:?}", String::from_utf8_lossy(bytes))),
+        }
+    }
+}
+
 pub(in crate::backend) fn read_mark(fs: &dyn Fs, meta: &Dir) -> Result<Mark> {
-    let Some(bytes) = read_small(fs, meta, COUNTER_FILE)? else {
-        return Ok(Mark::Missing);
-    };
-    let text = std::str::from_utf8(&bytes).unwrap_or_default();
-    let number = text.strip_prefix("larder counter ").and_then(|rest| rest.split(' ').next()?.parse().ok());
-    Ok(match number {
-        Some(mark) if mark <= crate::map::MAX_VERSION && text == mark_line(mark) => Mark::At(mark),
-        _ => Mark::Damaged(format!("it says {:?}", String::from_utf8_lossy(&bytes))),
-    })
+    Ok(read_small(fs, meta, COUNTER_FILE)?.map_or(Mark::Missing, |bytes| Mark::parse(&bytes)))
 }
 
 pub(in crate::backend) fn write_mark(fs: &dyn Fs, meta: &Dir, tmp: &Dir, mark: u64) -> Result<()> {
     write_small(fs, meta, tmp, COUNTER_FILE, &mark_line(mark))
 }
 
-fn mark_line(mark: u64) -> String {
+pub(crate) fn mark_line(mark: u64) -> String {
     let line = format!("larder counter {mark}");
     let checksum = crc32fast::hash(line.as_bytes());
     format!("{line} crc32={checksum:08x}\n")
@@ -245,14 +272,25 @@ fn mark_line(mark: u64) -> String {
 
 /// How many members' files a store was closed with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::backend) struct Count {
-    pub(in crate::backend) files: u64,
+pub(crate) struct Count {
+    pub(crate) files: u64,
     /// The counter's mark of that close: of any other, the number says nothing.
-    pub(in crate::backend) mark: u64,
+    pub(crate) mark: u64,
 }
 
 impl Count {
-    fn line(self) -> String {
+    /// `None` if it is damaged.
+    pub(crate) fn parse(bytes: &[u8]) -> Option<Count> {
+        let text = std::str::from_utf8(bytes).unwrap_or_default();
+        let numbers = text.strip_prefix("larder members ").and_then(|rest| {
+            let (files, rest) = rest.split_once(" counter=")?;
+            let (mark, _) = rest.split_once(' ')?;
+            Some(Count { files: files.parse().ok()?, mark: mark.parse().ok()? })
+        });
+        numbers.filter(|count| count.line() == text)
+    }
+
+    pub(crate) fn line(self) -> String {
         let line = format!("larder members {} counter={}", self.files, self.mark);
         let checksum = crc32fast::hash(line.as_bytes());
         format!("{line} crc32={checksum:08x}\n")
@@ -262,14 +300,7 @@ impl Count {
 /// `None` if the store was not closed by who counts, or what it says is damaged: it is there to find what is missing, and
 /// nothing else needs it.
 pub(in crate::backend) fn read_count(fs: &dyn Fs, meta: &Dir) -> Result<Option<Count>> {
-    let Some(bytes) = read_small(fs, meta, MEMBERS_FILE)? else { return Ok(None) };
-    let text = std::str::from_utf8(&bytes).unwrap_or_default();
-    let numbers = text.strip_prefix("larder members ").and_then(|rest| {
-        let (files, rest) = rest.split_once(" counter=")?;
-        let (mark, _) = rest.split_once(' ')?;
-        Some(Count { files: files.parse().ok()?, mark: mark.parse().ok()? })
-    });
-    Ok(numbers.filter(|count| count.line() == text))
+    Ok(read_small(fs, meta, MEMBERS_FILE)?.and_then(|bytes| Count::parse(&bytes)))
 }
 
 pub(in crate::backend) fn write_count(fs: &dyn Fs, meta: &Dir, tmp: &Dir, count: Count) -> Result<()> {

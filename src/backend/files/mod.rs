@@ -11,7 +11,7 @@ pub(super) mod folder;
 mod follower;
 pub(crate) mod header;
 pub(super) mod load;
-pub(super) mod meta;
+pub(crate) mod meta;
 pub(super) mod name;
 pub(super) mod place;
 pub(super) mod strays;

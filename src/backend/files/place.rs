@@ -152,7 +152,10 @@ impl Place {
         Ok(moved)
     }
 
-    /// Moves what stands in `dir`, which is `.larder` or in it, into quarantine, whatever it is, with a note.
+    /// Moves what stands in `dir` into quarantine, whatever it is, with a note that is durable before it moves. Wherever
+    /// that ends, it stands where it stood, or in quarantine beside its note.
+    ///
+    /// What stands in the place of the quarantine itself goes by way of a name in `.larder`: see [`is_on_its_way`].
     pub(in crate::backend) fn put_own_aside(
         fs: &dyn Fs,
         meta: &Dir,
@@ -162,17 +165,23 @@ impl Place {
     ) -> Result<Quarantined> {
         let path = dir.join(name);
         let failed = |error| Error::io("quarantine", &path, error);
+        let sync = |dir: &Dir| fs.sync_dir(dir).map_err(|error| Error::io("sync directory", dir.path(), error));
         // Things of one name may be put aside at once.
         static NUMBER: AtomicUsize = AtomicUsize::new(0);
         let target = load::quarantine_name(now(), NUMBER.fetch_add(1, Ordering::Relaxed), dir_name, name);
-        // By way of another name: it may stand in the place of the quarantine itself.
-        fs.rename(dir, name, meta, &target).map_err(failed)?;
+        let (dir, name) = if dir_name == META_DIR && name == QUARANTINE_DIR {
+            fs.rename(dir, name, meta, &target).map_err(failed)?;
+            sync(meta)?;
+            (meta, &*target)
+        } else {
+            (dir, name)
+        };
         let quarantine = open_or_make(fs, meta, QUARANTINE_DIR)?;
-        write_note(fs, &quarantine, &target, &path, reason)?;
-        fs.rename(meta, &target, &quarantine, &target).map_err(failed)?;
-        for dir in [&quarantine, dir, meta] {
-            fs.sync_dir(dir).map_err(|error| Error::io("sync directory", dir.path(), error))?;
-        }
+        sync(meta)?;
+        write_note(fs, &quarantine, &target, &path, reason, true)?;
+        sync(&quarantine)?;
+        fs.rename(dir, name, &quarantine, &target).map_err(failed)?;
+        [&quarantine, dir].into_iter().try_for_each(sync)?;
         let moved_to = quarantine.join(&target);
         Ok(Quarantined { path, reason: reason.to_owned(), moved_to })
     }
@@ -253,21 +262,8 @@ impl Place {
     pub(in crate::backend) fn set_aside(&self, number: u64) -> Result<()> {
         let name = journal::file_name(number);
         let from = self.journal.join(&name);
-        // A load that failed may have written the note in the same millisecond.
-        let names = (1..100).map(|number| load::quarantine_name(now(), number, JOURNAL_DIR, &name));
         let reason = "nothing in it can be read, and nothing says that anything in it was durable";
-        let mut written = None;
-        for target in names {
-            match self.write_note(&target, &from, reason) {
-                Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::AlreadyExists => {}
-                done => {
-                    done?;
-                    written = Some(target);
-                    break;
-                }
-            }
-        }
-        let Some(target) = written else { return Ok(()) };
+        let target = self.write_note((JOURNAL_DIR, &name), 1, &from, reason)?;
         let moved = self.fs.rename(&self.journal, &name, &self.quarantine, &target);
         moved.map_err(|error| Error::io("quarantine", &from, error))
     }
@@ -291,8 +287,7 @@ impl Place {
             loader.quarantined(&from, reason, &from);
             return Ok(());
         }
-        let target = load::quarantine_name(now(), number, dir_name, file);
-        self.write_note(&target, &from, reason)?;
+        let target = self.write_note((dir_name, file), number, &from, reason)?;
         let moved = self.fs.rename(dir, file, &self.quarantine, &target);
         moved.map_err(|error| Error::io("quarantine", &from, error))?;
         loader.quarantined(from, reason, self.quarantine.join(&target));
@@ -314,8 +309,7 @@ impl Place {
             loader.quarantined(&from, reason, &from);
             return Ok(());
         }
-        let target = load::quarantine_name(now(), at as usize, JOURNAL_DIR, segment);
-        self.write_note(&target, &from, reason)?;
+        let target = self.write_note((JOURNAL_DIR, segment), at as usize, &from, reason)?;
         match self.write_copy(&target, part) {
             Err(error) if crate::journal::is_full(&error) => {}
             written => written.map_err(|error| Error::io("quarantine a part of", &from, error))?,
@@ -328,8 +322,19 @@ impl Place {
         self.sync_dir(&self.quarantine)
     }
 
-    fn write_note(&self, target: &str, from: &Path, reason: &str) -> Result<()> {
-        write_note(&*self.fs, &self.quarantine, target, from, reason)
+    /// Writes the note of a file in a directory, and returns the name that is the file's in quarantine.
+    fn write_note(&self, (dir, file): (&str, &str), mut number: usize, from: &Path, reason: &str) -> Result<String> {
+        let last = number + 100;
+        loop {
+            let target = load::quarantine_name(now(), number, dir, file);
+            match write_note(&*self.fs, &self.quarantine, &target, from, reason, false) {
+                // A load that failed may have written it in the same millisecond.
+                Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::AlreadyExists && number < last => {
+                    number += 1;
+                }
+                written => return written.map(|()| target),
+            }
+        }
     }
 
     fn write_copy(&self, target: &str, bytes: &[u8]) -> io::Result<()> {
@@ -343,8 +348,7 @@ impl Place {
         };
         let (dir, file) = (name::file_name(collection), name::file_name(member));
         let from = self.root.path().join(&dir).join(&file);
-        let target = load::quarantine_name(now(), version as usize, &dir, &file);
-        self.write_note(&target, &from, reason)?;
+        let target = self.write_note((&dir, &file), version as usize, &from, reason)?;
         let mut bytes = Vec::new();
         header::encode(&mut bytes, collection, member, version, deadline, codec, value);
         self.write_copy(&target, &bytes).map_err(|error| Error::io("quarantine", &from, error))?;
@@ -353,12 +357,22 @@ impl Place {
     }
 }
 
+/// Whether it is the name, in `.larder`, of what stood in the place of the quarantine, and was on its way there when a process
+/// ended.
+pub(in crate::backend) fn is_on_its_way(name: &str) -> bool {
+    let number = name.strip_suffix(QUARANTINE_DIR).and_then(|rest| rest.strip_suffix(&format!("-{META_DIR}-")));
+    number.is_some_and(|number| number.bytes().all(|byte| byte.is_ascii_digit() || byte == b'-'))
+}
+
 /// The note is created first: it must not exist yet, so its name keeps the file's from being taken twice. On a full
 /// disk the file is put aside without one, for the store must open to be emptied.
-fn write_note(fs: &dyn Fs, quarantine: &Dir, target: &str, from: &Path, reason: &str) -> Result<()> {
+fn write_note(fs: &dyn Fs, quarantine: &Dir, target: &str, from: &Path, reason: &str, durably: bool) -> Result<()> {
     let note = format!("{target}.reason");
     let text = format!("{}\n{reason}\n", from.display());
-    let written = fs.create(quarantine, &note).and_then(|mut file| write_all(&mut *file, text.as_bytes()));
+    let written = fs.create(quarantine, &note).and_then(|mut file| {
+        write_all(&mut *file, text.as_bytes())?;
+        if durably { file.sync_data() } else { Ok(()) }
+    });
     match written {
         Err(error) if journal::is_full(&error) => Ok(()),
         written => written.map_err(|error| Error::io("write", quarantine.join(&note), error)),

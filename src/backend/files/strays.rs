@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::path::PathBuf;
 
-use super::meta::{self, QUARANTINE_DIR};
+use super::meta;
 use super::place::{Place, open_or_make};
 use super::{header, load, name};
 use crate::backend::{Quarantined, Restored};
@@ -43,7 +43,8 @@ pub(in crate::backend) fn find(fs: &dyn Fs, root: &Dir) -> Result<Vec<Stray>> {
                 Ok(true) => {}
                 Ok(false) => continue,
                 // What cannot be read is told by whoever loads it.
-                Err(_) => continue,
+                Err(error) if error.kind() == io::ErrorKind::NotFound || load::is_bad_medium(&error) => continue,
+                Err(error) => return Err(Error::io("read", dir.join(&entry.name), error)),
             }
             let read = fs.open(&dir, &entry.name).and_then(|mut file| load::read_whole(&mut *file, &mut whole));
             let length = read.map_err(|error| Error::io("read", dir.join(&entry.name), error))?;
@@ -103,8 +104,25 @@ fn is_newer_than_its_place(fs: &dyn Fs, root: &Dir, stray: &Stray, strays: &[Str
     }
 }
 
+/// A stray that is on its way to its own name.
+struct Waiting<'a> {
+    stray: &'a Stray,
+    /// Where it is now.
+    dir: String,
+    file: String,
+}
+
+impl Waiting<'_> {
+    fn is_in_place_of(&self, other: &Waiting<'_>) -> bool {
+        (&self.dir, &self.file) == (&other.stray.own_dir, &other.stray.own_file)
+    }
+}
+
 /// Gives files that have another's name their own, where nothing as new of the member stands, and puts the rest aside.
 /// Before the journal is read: what it has of the member counts as beside any file.
+///
+/// It is one rename after the other, each of them durable before the next, and a file never has a name by which it would not
+/// be found again: so wherever this ends, another call goes on.
 pub(in crate::backend) fn bring_back(fs: &dyn Fs, root: &Dir, meta: &Dir) -> Result<(Vec<Restored>, Vec<Quarantined>)> {
     let strays = find(fs, root)?;
     let (mut restored, mut left) = (Vec::new(), Vec::new());
@@ -112,42 +130,67 @@ pub(in crate::backend) fn bring_back(fs: &dyn Fs, root: &Dir, meta: &Dir) -> Res
         return Ok((restored, left));
     }
     let newest = newest(fs, root, &strays)?;
-    // By way of quarantine: two may have each other's names, and nothing in there is ever removed.
-    let mut moved = Vec::new();
-    for stray in &strays {
+    let is_newest = |stray: &&Stray| newest.iter().any(|newest| std::ptr::eq(*newest, *stray));
+    let (newest, others): (Vec<&Stray>, Vec<&Stray>) = strays.iter().partition(is_newest);
+    if !others.is_empty() {
+        meta::forget_count(fs, meta)?;
+    }
+    for stray in others {
         let dir = open(fs, root, &stray.dir)?;
         let reason = format!("it is the file of another key, {:?}", stray.key);
-        moved.push(Place::put_own_aside(fs, meta, (&dir, &stray.dir), &stray.file, &reason)?);
+        left.push(Place::put_own_aside(fs, meta, (&dir, &stray.dir), &stray.file, &reason)?);
     }
-    let quarantine = open_or_make(fs, meta, QUARANTINE_DIR)?;
-    for (stray, aside) in strays.iter().zip(moved) {
-        if !newest.iter().any(|newest| std::ptr::eq(*newest, stray)) {
-            left.push(aside);
-            continue;
+    let waiting = |stray| Waiting { stray, dir: stray.dir.clone(), file: stray.file.clone() };
+    let mut waiting: Vec<Waiting<'_>> = newest.into_iter().map(waiting).collect();
+    while !waiting.is_empty() {
+        let has_room = |one: &Waiting<'_>| !waiting.iter().any(|other| other.is_in_place_of(one));
+        if let Some(next) = waiting.iter().position(has_room) {
+            let Waiting { stray, dir, file } = waiting.swap_remove(next);
+            let (from, to) = (open(fs, root, &dir)?, open_or_make(fs, root, &stray.own_dir)?);
+            sync(fs, root)?;
+            let own = to.join(&stray.own_file);
+            if fs.kind(&to, &stray.own_file).map_err(|error| Error::io("look at", &own, error))?.is_some() {
+                meta::forget_count(fs, meta)?;
+                let reason = "it is damaged, or older than the member's file that was found under another name";
+                left.push(Place::put_own_aside(fs, meta, (&to, &stray.own_dir), &stray.own_file, reason)?);
+            }
+            rename(fs, (&from, &file), (&to, &stray.own_file))?;
+            restored.push(Restored { path: stray.path(root), moved_to: own });
+        } else if let Some(first) = waiting.first_mut() {
+            // They have each other's names: one gives its own up for one that is nobody's.
+            let dir = open(fs, root, &first.dir)?;
+            let name = free_name(fs, &dir)?;
+            rename(fs, (&dir, &first.file), (&dir, &name))?;
+            first.file = name;
         }
-        let dir = open_or_make(fs, root, &stray.own_dir)?;
-        let own = dir.join(&stray.own_file);
-        if fs.kind(&dir, &stray.own_file).map_err(|error| Error::io("look at", &own, error))?.is_some() {
-            let reason = "it is damaged, or older than the member's file that was found under another name";
-            left.push(Place::put_own_aside(fs, meta, (&dir, &stray.own_dir), &stray.own_file, reason)?);
-        }
-        let target = aside.moved_to.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        fs.rename(&quarantine, target, &dir, &stray.own_file)
-            .map_err(|error| Error::io("rename", &aside.moved_to, error))?;
-        // It says what is so no more. On a full disk there is none.
-        _ = fs.unlink(&quarantine, &format!("{target}.reason"));
-        restored.push(Restored { path: aside.path, moved_to: own });
-        fs.sync_dir(&dir).map_err(|error| Error::io("sync directory", dir.path(), error))?;
     }
     for dir in strays.iter().map(|stray| &*stray.dir).collect::<BTreeSet<_>>() {
         // It goes if it is empty.
         _ = fs.remove_dir(root, dir);
     }
-    for dir in [root, &quarantine] {
-        fs.sync_dir(dir).map_err(|error| Error::io("sync directory", dir.path(), error))?;
-    }
-    if !left.is_empty() {
-        meta::forget_count(fs, meta)?;
-    }
+    sync(fs, root)?;
     Ok((restored, left))
+}
+
+/// A name that a member's file could have, and none has.
+fn free_name(fs: &dyn Fs, dir: &Dir) -> Result<String> {
+    let mut number = 0u64;
+    loop {
+        let name = format!("stray-{number}");
+        if fs.kind(dir, &name).map_err(|error| Error::io("look at", dir.join(&name), error))?.is_none() {
+            return Ok(name);
+        }
+        number += 1;
+    }
+}
+
+fn rename(fs: &dyn Fs, (from, from_name): (&Dir, &str), (to, to_name): (&Dir, &str)) -> Result<()> {
+    let renamed = fs.rename(from, from_name, to, to_name);
+    renamed.map_err(|error| Error::io("rename", from.join(from_name), error))?;
+    sync(fs, to)?;
+    sync(fs, from)
+}
+
+fn sync(fs: &dyn Fs, dir: &Dir) -> Result<()> {
+    fs.sync_dir(dir).map_err(|error| Error::io("sync directory", dir.path(), error))
 }
