@@ -36,7 +36,10 @@ const MOST: usize = 8;
 
 /// How often the runs are done again, at most, when nothing was found: another time what is done in the background
 /// comes at other moments, and other images are made.
-const ROUNDS: u64 = 4;
+const ROUNDS: usize = 4;
+
+/// Where few runs meet a barrier they are done again until there were as many as this.
+const RUNS: usize = 256;
 
 /// The classes by place; where a place has several kinds of changes, also by these. What makes nothing durable is none:
 /// nobody can tell whether it was done.
@@ -80,7 +83,7 @@ fn a_barrier_that_is_left_out_is_missed() {
             let met = runs.iter().filter(|(_, barriers)| barriers.iter().any(|barrier| class.covers(barrier)));
             let mut jobs: Vec<Job> = met.map(|(job, _)| job.clone()).collect();
             let search = Search::new(MOST);
-            let rounds = if is_redundant { 1 } else { ROUNDS };
+            let rounds = if is_redundant { 1 } else { ROUNDS.max(RUNS / jobs.len().max(1)) };
             for _ in 0..rounds {
                 // Where there is nothing to be found, only some are looked at.
                 let few = if is_redundant { jobs.len().div_ceil(16) } else { jobs.len() };
