@@ -356,9 +356,13 @@ impl Engine {
 
     /// What there is, as it is stored.
     pub(crate) fn population(&self) -> Population {
-        /// How many values of the caller's types are encoded to see what they take, and how many of one place.
+        /// How many values of the caller's types are encoded to see what they take, and how many of one place; fewer if
+        /// they take so many bytes.
         const SAMPLE: u64 = 256;
-        const AT_ONCE: u64 = 16;
+        const AT_ONCE: u64 = 8;
+        const ENOUGH: usize = 4 << 20;
+        /// What is encoded while one shard is looked at, about.
+        const PER_LOOK: u64 = 256;
         /// About as many members are in a shard.
         const SHARD: u64 = 1000;
         let mut found = Population::default();
@@ -375,17 +379,22 @@ impl Engine {
                 unknown.push((last, shelves));
             }
         }
-        let mut sizes = Vec::new();
-        for part in 0..if last > 0 { SAMPLE / AT_ONCE } else { 0 } {
+        let (mut sizes, mut total) = (Vec::new(), 0);
+        for part in 0..SAMPLE / AT_ONCE {
+            if last == 0 || total > ENOUGH {
+                break;
+            }
             let chance = self.hasher().hash_one((part, self.version()));
             let at = chance % last;
             if let Some((_, shelves)) = unknown.get(unknown.partition_point(|(last, _)| *last <= at)) {
                 shelves.settled(|shelf| shelf.sample((chance >> 32) as u32, AT_ONCE as usize, &mut sizes));
             }
+            total = sizes.iter().sum();
         }
         if !sizes.is_empty() {
-            found.bytes += sizes.iter().sum::<usize>() as u64 * last / sizes.len() as u64;
-            found.looks += sizes.len() as u64;
+            let mean = total as f64 / sizes.len() as f64;
+            found.bytes += (mean * last as f64) as u64;
+            found.looks += sizes.len() as u64 + total as u64 / PER_LOOK;
         }
         found
     }
