@@ -66,8 +66,11 @@ struct State {
     after_last: u64,
     /// The same of the changes that count for nothing: deletes make many of them in few bytes.
     garbage_after_last: u64,
-    /// The same of the bytes that do.
-    waste_after_last: u64,
+    /// Changes that were appended since the last pass began. The map knows of deletes before the segments do: a pass may have
+    /// looked in vain for what these make garbage of.
+    appended: u64,
+    /// So many passes in a row have found next to nothing.
+    fruitless: u32,
     /// What there was when it was last counted, which takes every shard's lock.
     population: Population,
     counted_at: Option<Instant>,
@@ -140,8 +143,9 @@ impl State {
         }
         let (garbage, waste) = (self.garbage(), self.waste(bytes));
         let grown = bytes >= self.after_last + (self.after_last / 4).max(journal::SEGMENT);
+        let news = self.appended > 0 && self.appended >= (self.records / COUNT_AGAIN) << self.fruitless.min(8);
         garbage > self.records / 2 && (grown || garbage >= self.garbage_after_last + self.records / 4)
-            || waste > bytes / 2 && (grown || waste >= self.waste_after_last + bytes / 4)
+            || waste > bytes / 2 && (grown || news)
     }
 
     /// Changes that count for nothing.
@@ -166,7 +170,7 @@ impl State {
     fn begins(&mut self) {
         self.after_last = self.bytes();
         self.garbage_after_last = self.garbage();
-        self.waste_after_last = self.waste(self.after_last);
+        self.appended = 0;
     }
 
     /// A pass that looked at these segments is over, and has dropped so many changes. What has come meanwhile it has not
@@ -175,10 +179,10 @@ impl State {
         let seen: HashSet<u64> = seen.iter().map(|held| held.number).collect();
         // Nobody else packs.
         let known = self.held.iter().filter(|held| held.packed || seen.contains(&held.number));
-        self.after_last = known.map(|held| held.end).sum();
+        let before = std::mem::replace(&mut self.after_last, known.map(|held| held.end).sum());
+        self.fruitless = if self.after_last > before / 8 * 7 { self.fruitless + 1 } else { 0 };
         self.records = self.records.saturating_sub(dropped);
         self.garbage_after_last = self.garbage_after_last.saturating_sub(dropped);
-        self.waste_after_last = self.waste(self.after_last);
     }
 }
 
@@ -254,6 +258,7 @@ impl Compactor {
     pub(super) fn count(&self, records: u64, cleared: bool) {
         let mut state = self.shared.state.lock();
         state.records += records;
+        state.appended += records;
         state.uncounted = if cleared { u64::MAX } else { state.uncounted.saturating_add(records) };
     }
 
@@ -625,5 +630,32 @@ mod tests {
         assert_eq!(state.aim(), None, "an eighth more");
         state.held.push(segment(10));
         assert_eq!(state.aim(), Some(Aim::Worthwhile), "a quarter more");
+    }
+
+    #[test]
+    fn what_is_deleted_in_the_map_before_it_is_in_the_segments_is_looked_for_again() {
+        let end = 8 * journal::SEGMENT;
+        let segment = |number| Held { number, end, packed: false, records: 0, damaged: false };
+        let held: Vec<_> = (1..=8).map(segment).collect();
+        // Large members have gone from the map; of their deletes half are in the segments, and half come after a while.
+        let mut state = State { held, records: 100, population: members(60), ..State::default() };
+        assert_eq!(state.aim(), Some(Aim::Worthwhile));
+        let seen = state.held.clone();
+        state.begins();
+        state.held.truncate(4);
+        state.is_over(&seen, 20);
+        assert_eq!(state.aim(), None, "nothing has come");
+        (state.records, state.appended) = (100, 20);
+        assert_eq!(state.aim(), Some(Aim::Worthwhile));
+        // What is there is taken for garbage, and is none: it is looked at ever more rarely.
+        for worthwhile in [2, 4] {
+            let seen = state.held.clone();
+            state.begins();
+            state.is_over(&seen, 0);
+            state.appended = worthwhile - 1;
+            assert_eq!(state.aim(), None, "{worthwhile}");
+            state.appended = worthwhile;
+            assert_eq!(state.aim(), Some(Aim::Worthwhile));
+        }
     }
 }
