@@ -71,8 +71,8 @@ struct State {
     appended: u64,
     /// So many passes in a row have found next to nothing.
     fruitless: u32,
-    /// What there was when it was last counted, which takes every shard's lock.
-    population: Population,
+    /// What there was when it was last counted, which takes every shard's lock; `None` if nobody could tell.
+    population: Option<Population>,
     counted_at: Option<Instant>,
     /// Changes since, at most as many as members have come or gone.
     uncounted: u64,
@@ -105,7 +105,7 @@ impl State {
     /// What a load has found.
     fn found(held: Vec<Held>, population: Population) -> State {
         let records = held.iter().map(|held| held.records).sum();
-        State { held, records, population, ..State::default() }
+        State { held, records, population: Some(population), ..State::default() }
     }
 
     fn aim(&self) -> Option<Aim> {
@@ -129,7 +129,7 @@ impl State {
 
     /// Whether it is to be counted again what there is, before anybody asks whether that is mostly garbage.
     fn wants_a_count(&self) -> bool {
-        let looks = self.population.looks;
+        let looks = self.population.map_or(0, |population| population.looks);
         let soon = looks <= FEW_LOOKS || self.counted_at.is_none_or(|at| at.elapsed() >= PER_LOOK * looks as u32);
         let enough = if soon { 0 } else { self.records / COUNT_AGAIN };
         self.uncounted > enough && !self.on_hold && self.bytes() >= FEW_BYTES
@@ -150,13 +150,13 @@ impl State {
 
     /// Changes that count for nothing.
     fn garbage(&self) -> u64 {
-        self.records.saturating_sub(self.population.members)
+        self.records.saturating_sub(self.population.map_or(0, |population| population.members))
     }
 
     /// Of so many bytes in segments those that count for nothing, as far as is known without reading them. What a few large
     /// members leave behind shows here, and what many small ones do in the number of changes.
     fn waste(&self, bytes: u64) -> u64 {
-        let Population { members, bytes: live, .. } = self.population;
+        let Some(Population { members, bytes: live, .. }) = self.population else { return 0 };
         bytes.saturating_sub(live.saturating_add(members * AROUND))
     }
 
@@ -198,9 +198,7 @@ impl Shared {
         let seen = self.state.lock().uncounted;
         let population = background.population();
         let mut state = self.state.lock();
-        // Nobody can tell while the store is loaded, or when it has gone.
-        state.population = population.unwrap_or(state.population);
-        state.counted_at = Some(Instant::now());
+        (state.population, state.counted_at) = (population, Some(Instant::now()));
         // What has come meanwhile may not be in it.
         state.uncounted = state.uncounted.saturating_sub(seen);
     }
@@ -556,8 +554,8 @@ mod tests {
     use super::*;
 
     /// Members of ten bytes.
-    fn members(members: u64) -> Population {
-        Population { members, bytes: 10 * members, looks: 1 }
+    fn members(members: u64) -> Option<Population> {
+        Some(Population { members, bytes: 10 * members, looks: 1 })
     }
 
     #[test]
