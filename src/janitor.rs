@@ -205,11 +205,15 @@ impl Link {
 
     #[inline]
     pub(crate) fn check_alive(&self) -> Result<()> {
-        match (self.dead.get().map(String::as_str), self.background.dead()) {
-            (None, None) => Ok(()),
-            (Some(panic), _) => Err(Error::Degraded { reason: format!("the janitor panicked: {panic}"), source: None }),
-            (_, Some(reason)) => Err(Error::Degraded { reason: reason.to_owned(), source: None }),
-        }
+        if self.dead.get().is_none() && self.background.dead().is_none() { Ok(()) } else { Err(self.death()) }
+    }
+
+    /// Which thread panicked, and with what.
+    #[cold]
+    fn death(&self) -> Error {
+        let of_the_janitor = self.dead.get().map(|panic| format!("the janitor panicked: {panic}"));
+        let reason = of_the_janitor.unwrap_or_else(|| self.background.dead().unwrap_or_default().to_owned());
+        Error::Degraded { reason, source: None }
     }
 
     pub(crate) fn on_janitor_thread(&self) -> bool {
