@@ -105,6 +105,7 @@ impl Background {
         Error::Degraded { reason, source: None }
     }
 
+    #[inline]
     pub(crate) fn dead(&self) -> Option<&str> {
         self.dead.get().map(String::as_str)
     }

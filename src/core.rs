@@ -598,21 +598,25 @@ impl Core {
         if engine.persists() { engine.link.check_alive() } else { Ok(()) }
     }
 
-    /// What comes after it.
-    #[inline]
+    /// What comes after it: most often nothing, which is found out in place.
+    #[inline(always)]
     pub(crate) fn end_write(&self, engine: &Engine, concern: impl FnOnce() -> Concern) -> Result<()> {
-        if engine.persists() { self.end_stored_write(engine, concern) } else { Ok(()) }
-    }
-
-    fn end_stored_write(&self, engine: &Engine, concern: impl FnOnce() -> Concern) -> Result<()> {
+        let is_stored = engine.persists();
+        let is_awaited = is_stored && (self.knobs.durability == Durability::Immediate || future::is_deferred(self));
         // Dead now means that the write may not have been heard.
-        engine.link.check_alive()?;
-        if future::is_deferred(self) {
-            _ = future::defer(self, concern);
-        } else if self.knobs.durability == Durability::Immediate {
-            self.wait_for_write(engine, concern())?;
+        if is_awaited || (is_stored && !engine.link.is_alive()) {
+            return self.end_awaited_write(engine, concern());
         }
         Ok(())
+    }
+
+    #[inline(never)]
+    fn end_awaited_write(&self, engine: &Engine, concern: Concern) -> Result<()> {
+        engine.link.check_alive()?;
+        match future::defer(self, concern) {
+            Ok(()) => Ok(()),
+            Err(concern) => self.wait_for_write(engine, concern),
+        }
     }
 
     /// Begins to wait for deadlines: before anything gets one. Returns that of something that has so long to live.

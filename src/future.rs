@@ -104,13 +104,13 @@ const MANY: usize = 256;
 static USED: AtomicBool = AtomicBool::new(false);
 
 /// Takes a write's concern, if its wait is left to somebody else. Otherwise it comes back.
-pub(crate) fn defer(core: &Core, concern: impl FnOnce() -> Concern) -> Result<(), Concern> {
+pub(crate) fn defer(core: &Core, concern: Concern) -> Result<(), Concern> {
     DEFERRED.with_borrow_mut(|deferred| match deferred {
         Some((of, concerns)) if std::ptr::eq(*of, core) => {
-            concerns.push(concern());
+            concerns.push(concern);
             Ok(())
         }
-        _ => Err(concern()),
+        _ => Err(concern),
     })
 }
 

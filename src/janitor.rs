@@ -203,9 +203,15 @@ impl Link {
         (link, hurried)
     }
 
+    /// Whether no thread has panicked.
+    #[inline]
+    pub(crate) fn is_alive(&self) -> bool {
+        self.dead.get().is_none() && self.background.dead().is_none()
+    }
+
     #[inline]
     pub(crate) fn check_alive(&self) -> Result<()> {
-        if self.dead.get().is_none() && self.background.dead().is_none() { Ok(()) } else { Err(self.death()) }
+        if self.is_alive() { Ok(()) } else { Err(self.death()) }
     }
 
     /// Which thread panicked, and with what.

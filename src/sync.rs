@@ -6,7 +6,7 @@
 #[cfg(not(shuttle))]
 mod real {
     pub(crate) use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
-    pub(crate) use parking_lot::{Condvar, Mutex, MutexGuard, RwLock, RwLockWriteGuard};
+    pub(crate) use parking_lot::{Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
     pub(crate) use std::sync::atomic;
     pub(crate) use std::thread;
 
@@ -47,7 +47,7 @@ mod model {
     pub(crate) type ThreadId = shuttle::thread::ThreadId;
     pub(crate) type MutexGuard<'a, T> = shuttle::sync::MutexGuard<'a, T>;
     pub(crate) type RwLockWriteGuard<'a, T> = shuttle::sync::RwLockWriteGuard<'a, T>;
-    type RwLockReadGuard<'a, T> = shuttle::sync::RwLockReadGuard<'a, T>;
+    pub(crate) type RwLockReadGuard<'a, T> = shuttle::sync::RwLockReadGuard<'a, T>;
     pub(crate) type Condvar = shuttle::sync::Condvar;
 
     #[derive(Debug, Default)]

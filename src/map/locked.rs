@@ -6,7 +6,6 @@ use std::collections::BTreeMap;
 use super::index::{self, Duplicate, SortKey};
 use super::table::{Inner, Scanned, Table, mask, shard_bits};
 use super::{Act, Ledger, New, Refused, Stored, Until};
-use crate::sync::atomic::Ordering;
 use crate::sync::{NameHasher, RwLockWriteGuard};
 use crate::value::Member;
 
@@ -209,7 +208,7 @@ impl<V: Stored> Locked<'_, V> {
         self.indexes.clear();
         for (number, inner) in &mut self.guards {
             if let Some(shard) = self.table.shard(*number) {
-                self.table.split_if_full(*number, shard.depth.load(Ordering::Relaxed), shard, inner);
+                self.table.split_if_full(*number, shard, inner);
             }
         }
         self.replaced

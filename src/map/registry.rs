@@ -13,12 +13,12 @@ use crate::key;
 use crate::sync::atomic::{AtomicU32, Ordering};
 use crate::sync::{Mutex, NameHasher};
 
-/// Groups in the first level, as a power of two: so many that of a hundred names most are alone in theirs, which is what a
-/// processor then expects.
-const FIRST: u32 = 8;
+/// Groups in the first level: so many that of a hundred names most are alone in theirs, which is what a processor then
+/// expects.
+const FIRST: usize = 256;
 
-/// The last level has room for thousands of millions: there is always a free place.
-const LEVELS: usize = 12;
+/// Levels after the first. The last has room for thousands of millions: there is always a free place.
+const LATER: usize = 11;
 
 /// What the registry holds: something with a name.
 pub(crate) trait Named {
@@ -43,14 +43,18 @@ impl<C> Group<C> {
 
 pub(crate) struct Registry<C> {
     hasher: NameHasher,
-    levels: [OnceLock<Box<[Group<C>]>>; LEVELS],
+    first: Box<[Group<C>; FIRST]>,
+    later: [OnceLock<Box<[Group<C>]>>; LATER],
     /// By id. Whoever adds a collection holds it.
     by_id: Mutex<Vec<Arc<C>>>,
 }
 
 impl<C: Named> Registry<C> {
     pub(crate) fn new(hasher: NameHasher) -> Self {
-        Registry { hasher, levels: std::array::from_fn(|_| OnceLock::new()), by_id: Mutex::new(Vec::new()) }
+        // Never on a stack, which may be smaller than that.
+        let first: Box<[_]> = (0..FIRST).map(|_| Group::new()).collect();
+        let Ok(first) = first.try_into() else { unreachable!("they are so many") };
+        Registry { hasher, first, later: std::array::from_fn(|_| OnceLock::new()), by_id: Mutex::new(Vec::new()) }
     }
 
     #[inline]
@@ -58,19 +62,42 @@ impl<C: Named> Registry<C> {
         hash as u32 | 1
     }
 
-    /// The group in a level. Each level goes by other bits: those that crowded together in one do not in the next, and
-    /// no straggler makes a level four times as large necessary.
+    /// The groups that a name goes to, as far as there are levels.
+    fn groups(&self, hash: u64) -> impl Iterator<Item = &Group<C>> {
+        let later = self.later.iter().map_while(OnceLock::get);
+        let later = later.zip(1..).map(move |(level, number)| Self::group(level, number, hash));
+        std::iter::once(self.first_group(hash)).chain(later)
+    }
+
     #[inline]
+    fn first_group(&self, hash: u64) -> &Group<C> {
+        &self.first[(hash >> 32) as usize % FIRST]
+    }
+
+    /// The group in a later level. Each level goes by other bits: those that crowded together in one do not in the next, and
+    /// no straggler makes a level four times as large necessary.
     fn group(level: &[Group<C>], number: usize, hash: u64) -> &Group<C> {
         &level[(hash.rotate_left(17 * number as u32) >> 32) as usize & (level.len() - 1)]
     }
 
-    #[inline]
+    /// A name that stands in the first place of the first level is found in few steps, which are inlined.
+    #[inline(always)]
     pub(crate) fn get(&self, name: &str) -> Option<&Arc<C>> {
         let hash = hash_name(&self.hasher, name);
+        let group = self.first_group(hash);
+        if group.tags[0].load(Ordering::Acquire) == Self::tag(hash)
+            && let Some(found) = group.places[0].get()
+            && key::is_same(found.name(), name)
+        {
+            return Some(found);
+        }
+        self.find(name, hash)
+    }
+
+    #[inline(never)]
+    fn find(&self, name: &str, hash: u64) -> Option<&Arc<C>> {
         let tag = Self::tag(hash);
-        for (number, level) in self.levels.iter().enumerate() {
-            let group = Self::group(level.get()?, number, hash);
+        for group in self.groups(hash) {
             for (found, place) in group.tags.iter().zip(&group.places) {
                 match found.load(Ordering::Acquire) {
                     0 => return None,
@@ -88,20 +115,27 @@ impl<C: Named> Registry<C> {
     }
 
     /// The collection of that name, made with the next id if it is new. `make` must not wait or call back.
+    #[inline(always)]
     pub(crate) fn get_or_create(&self, name: &str, make: impl FnOnce(u32) -> C) -> &Arc<C> {
-        if let Some(found) = self.get(name) {
-            return found;
-        }
+        self.get(name).unwrap_or_else(|| self.create(name, make))
+    }
+
+    #[cold]
+    fn create(&self, name: &str, make: impl FnOnce(u32) -> C) -> &Arc<C> {
         let mut by_id = self.by_id.lock();
         // Somebody may have made it in between.
         if let Some(found) = self.get(name) {
             return found;
         }
         let hash = hash_name(&self.hasher, name);
-        for (number, level) in self.levels.iter().enumerate() {
-            let groups = 1usize << (FIRST + 2 * number as u32);
-            let level = level.get_or_init(|| (0..groups).map(|_| Group::new()).collect());
-            let group = Self::group(level, number, hash);
+        for number in 0..=LATER {
+            let group = match number.checked_sub(1) {
+                None => self.first_group(hash),
+                Some(at) => {
+                    let groups = || (0..FIRST << (2 * number)).map(|_| Group::new()).collect();
+                    Self::group(self.later[at].get_or_init(groups), number, hash)
+                }
+            };
             let free = group.places.iter().zip(&group.tags).find(|(place, _)| place.get().is_none());
             if let Some((place, tag)) = free {
                 let new = Arc::new(make(by_id.len() as u32));
@@ -164,7 +198,7 @@ mod tests {
                 let name = format!("collection {number}");
                 registry.get_or_create(&name, |id| Thing(name.clone(), id));
             }
-            larger += usize::from(registry.levels[4].get().is_some());
+            larger += usize::from(registry.later[3].get().is_some());
         }
         assert!(larger <= 2, "{larger} of 40");
     }

@@ -21,7 +21,7 @@ use super::{Held, Ledger, Refused, Stamp, Stored, Told};
 use crate::clock::Clock;
 use crate::rare::Rare;
 use crate::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use crate::sync::{Mutex, NameHasher, RwLock, RwLockWriteGuard};
+use crate::sync::{Mutex, NameHasher, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use crate::value::Member;
 use crate::watch::ChangeKind;
 
@@ -30,10 +30,10 @@ const MAX_DEPTH: u32 = 20;
 
 /// A shard of this many members splits. While there are few shards they split early, for the sake of threads that
 /// write beside each other; from then on a shard is as large as one put may take to split.
-fn split_above(depth: u32) -> usize {
-    match depth {
-        0..4 => 64,
-        4..MAX_DEPTH => 3000,
+fn split_above(own: u32) -> usize {
+    match own {
+        _ if own < mask(4) => 64,
+        _ if own < mask(MAX_DEPTH) => 3000,
         _ => usize::MAX,
     }
 }
@@ -49,7 +49,7 @@ pub(super) fn shard_bits(hash: u64) -> u32 {
     (hash >> 32) as u32
 }
 
-pub(super) fn mask(depth: u32) -> u32 {
+pub(super) const fn mask(depth: u32) -> u32 {
     (1 << depth) - 1
 }
 
@@ -149,15 +149,21 @@ impl<V> Inner<V> {
 
 #[repr(align(64))]
 pub(super) struct Shard<V> {
-    /// Written under the lock, read without it. An unborn shard has depth 0; so has the root until its first split.
-    pub(super) depth: AtomicU32,
+    /// As many ones as it is deep: what of the shard bits it goes by. Written under the lock, read without it. 0 in an unborn
+    /// shard, and in the root until its first split.
+    mask: AtomicU32,
     pub(super) inner: RwLock<Inner<V>>,
 }
 
 impl<V> Shard<V> {
     fn new() -> Self {
         let inner = Inner { slots: HashTable::new(), live: 0, bytes: 0, at_risk: 0, newest: 0, deadlines: None };
-        Shard { depth: AtomicU32::new(0), inner: RwLock::new(inner) }
+        Shard { mask: AtomicU32::new(0), inner: RwLock::new(inner) }
+    }
+
+    /// To be asked under its lock.
+    pub(super) fn depth(&self) -> u32 {
+        self.mask.load(Ordering::Relaxed).trailing_ones()
     }
 }
 
@@ -167,8 +173,8 @@ type Levels<V> = [OnceLock<Box<[Shard<V>]>>; MAX_DEPTH as usize];
 pub(crate) struct Table<V> {
     hasher: NameHasher,
     clock: Arc<Clock>,
-    /// The deepest depth of any shard. Only grows, so a stale value costs a second look.
-    depth: AtomicU32,
+    /// That of the deepest shard. Only grows, so a stale value costs a second look.
+    mask: AtomicU32,
     /// Set with every shard locked: the members live elsewhere. Read under a shard's lock.
     moved: AtomicBool,
     /// How many indexes there are. Written with every shard locked, and read under a shard's lock.
@@ -386,7 +392,7 @@ impl<V: Stored> Table<V> {
         Table {
             hasher,
             clock,
-            depth: AtomicU32::new(0),
+            mask: AtomicU32::new(0),
             moved: AtomicBool::new(false),
             root: Shard::new(),
             levels: OnceLock::new(),
@@ -413,10 +419,10 @@ impl<V: Stored> Table<V> {
     /// The deepest shard born for these bits, as far as can be seen without a lock.
     #[inline]
     pub(super) fn find_shard(&self, bits: u32) -> (u32, &Shard<V>) {
-        let mut number = bits & mask(self.depth.load(Ordering::Acquire));
+        let mut number = bits & self.mask.load(Ordering::Acquire);
         loop {
             match self.shard(number) {
-                Some(shard) if number == 0 || shard.depth.load(Ordering::Acquire) > 0 => return (number, shard),
+                Some(shard) if number == 0 || shard.mask.load(Ordering::Acquire) > 0 => return (number, shard),
                 _ => number &= mask(number.ilog2()),
             }
         }
@@ -425,11 +431,12 @@ impl<V: Stored> Table<V> {
     /// Whether the shard, whose lock is held, is the one for these bits.
     #[inline]
     pub(super) fn holds(shard: &Shard<V>, number: u32, bits: u32) -> bool {
-        bits & mask(shard.depth.load(Ordering::Relaxed)) == number
+        bits & shard.mask.load(Ordering::Relaxed) == number
     }
 
-    #[inline]
-    fn read<R>(&self, hash: u64, f: impl FnOnce(&Inner<V>) -> R) -> Result<R, Refused> {
+    /// Locks the shard that holds these members. Inlined: most of what a get does is done here.
+    #[inline(always)]
+    fn read(&self, hash: u64) -> Result<RwLockReadGuard<'_, Inner<V>>, Refused> {
         let bits = shard_bits(hash);
         loop {
             let (number, shard) = self.find_shard(bits);
@@ -438,7 +445,7 @@ impl<V: Stored> Table<V> {
                 return Err(Refused::Moved);
             }
             if Self::holds(shard, number, bits) {
-                return Ok(f(&inner));
+                return Ok(inner);
             }
         }
     }
@@ -454,16 +461,16 @@ impl<V: Stored> Table<V> {
             }
             if Self::holds(shard, number, bits) {
                 let done = f(&mut inner);
-                self.split_if_full(number, shard.depth.load(Ordering::Relaxed), shard, &mut inner);
+                self.split_if_full(number, shard, &mut inner);
                 return Ok(done);
             }
         }
     }
 
     #[inline]
-    pub(super) fn split_if_full(&self, number: u32, depth: u32, shard: &Shard<V>, inner: &mut Inner<V>) {
-        if inner.slots.len() > split_above(depth) {
-            self.split(number, depth, shard, inner);
+    pub(super) fn split_if_full(&self, number: u32, shard: &Shard<V>, inner: &mut Inner<V>) {
+        if inner.slots.len() > split_above(shard.mask.load(Ordering::Relaxed)) {
+            self.split(number, shard, inner);
         }
     }
 
@@ -474,7 +481,7 @@ impl<V: Stored> Table<V> {
 
     /// The deepest depth of any shard, at least.
     pub(super) fn deepest(&self) -> u32 {
-        self.depth.load(Ordering::Acquire)
+        self.mask.load(Ordering::Acquire).trailing_ones()
     }
 
     /// The version of a member that is there to be seen at a time; 0 if none is.
@@ -485,7 +492,7 @@ impl<V: Stored> Table<V> {
 
     pub(super) fn version_at(&self, member: &str, time: u64) -> Result<u64, Refused> {
         let hash = self.hash(member);
-        self.read(hash, |inner| self.version_in(inner, hash, member, time))
+        Ok(self.version_in(&*self.read(hash)?, hash, member, time))
     }
 
     pub(crate) fn reached(&self) -> u64 {
@@ -494,7 +501,8 @@ impl<V: Stored> Table<V> {
 
     /// Gives half of a shard, whose lock is held, to the child that is born of it.
     #[cold]
-    fn split(&self, number: u32, depth: u32, parent: &Shard<V>, inner: &mut Inner<V>) {
+    fn split(&self, number: u32, parent: &Shard<V>, inner: &mut Inner<V>) {
+        let depth = parent.depth();
         let levels = self.levels.get_or_init(|| Box::new(std::array::from_fn(|_| OnceLock::new())));
         let shards = levels[depth as usize].get_or_init(|| (0..1 << depth).map(|_| Shard::new()).collect());
         let child = &shards[number as usize];
@@ -528,39 +536,38 @@ impl<V: Stored> Table<V> {
         }
         inner.slots = kept;
         born.slots = given;
-        child.depth.store(depth + 1, Ordering::Release);
-        parent.depth.store(depth + 1, Ordering::Release);
-        self.depth.fetch_max(depth + 1, Ordering::Release);
+        let deeper = mask(depth + 1);
+        child.mask.store(deeper, Ordering::Release);
+        parent.mask.store(deeper, Ordering::Release);
+        self.mask.fetch_max(deeper, Ordering::Release);
     }
 
     #[inline]
     pub(crate) fn get(&self, member: &str) -> Result<Option<V>, Refused> {
         let hash = self.hash(member);
-        self.read(hash, |inner| {
-            let slot = inner.slots.find(hash, |slot| slot.member == *member)?;
-            if slot.stamp.expires() && !inner.shows(slot, &self.clock) {
-                return None;
-            }
-            slot.value.clone()
-        })
+        let inner = self.read(hash)?;
+        let Some(slot) = inner.slots.find(hash, |slot| slot.member == *member) else { return Ok(None) };
+        if slot.stamp.expires() && !inner.shows(slot, &self.clock) {
+            return Ok(None);
+        }
+        Ok(slot.value.clone())
     }
 
     /// Shows a member as it is, if it is there.
     pub(crate) fn look<R>(&self, member: &str, f: impl FnOnce(Seen<'_, V>) -> R) -> Result<Option<R>, Refused> {
         let hash = self.hash(member);
-        self.read(hash, |inner| {
-            let slot = inner.slots.find(hash, |slot| slot.member == *member)?;
-            let value = slot.value.as_ref().filter(|_| inner.shows(slot, &self.clock))?;
-            Some(f(Seen { value, version: slot.stamp.version(), deadline: inner.deadline(slot) }))
-        })
+        let inner = self.read(hash)?;
+        let slot = inner.slots.find(hash, |slot| slot.member == *member);
+        let Some(slot) = slot.filter(|slot| inner.shows(slot, &self.clock)) else { return Ok(None) };
+        let seen = |value| Seen { value, version: slot.stamp.version(), deadline: inner.deadline(slot) };
+        Ok(slot.value.as_ref().map(|value| f(seen(value))))
     }
 
     pub(crate) fn contains(&self, member: &str) -> Result<bool, Refused> {
         let hash = self.hash(member);
-        self.read(hash, |inner| {
-            let slot = inner.slots.find(hash, |slot| slot.member == *member);
-            slot.is_some_and(|slot| inner.shows(slot, &self.clock))
-        })
+        let inner = self.read(hash)?;
+        let slot = inner.slots.find(hash, |slot| slot.member == *member);
+        Ok(slot.is_some_and(|slot| inner.shows(slot, &self.clock)))
     }
 
     /// Changes a member as `decide` says, which sees it under the shard's lock and must be larder's own code. What it
@@ -917,7 +924,7 @@ impl<V: Stored> Table<V> {
                 ledger.dirty(&slot.member);
             }
             inner.slots.insert_unique(hash, slot, |slot| hash_name(&self.hasher, &slot.member));
-            self.split_if_full(number, shard.depth.load(Ordering::Relaxed), shard, inner);
+            self.split_if_full(number, shard, inner);
             return Ok(None);
         };
         let (Some(old), false) = (&mut slot.value, slot.stamp.expires()) else { return Err(value) };
@@ -1091,7 +1098,8 @@ impl<V: Stored> Table<V> {
     /// The version of a member, or of its tombstone.
     pub(crate) fn version(&self, member: &str) -> Result<Option<u64>, Refused> {
         let hash = self.hash(member);
-        self.read(hash, |inner| Some(inner.slots.find(hash, |slot| slot.member == *member)?.stamp.version()))
+        let inner = self.read(hash)?;
+        Ok(inner.slots.find(hash, |slot| slot.member == *member).map(|slot| slot.stamp.version()))
     }
 
     /// Gives a stored member a deadline, or takes it, and a higher version. Whether there was a member with a lower one
@@ -1355,12 +1363,11 @@ impl<V: Stored> Table<V> {
     /// A member for a transaction: its value and version, if it is there, and the last write to its part of the table.
     pub(crate) fn read_for_transaction(&self, member: &str, time: u64) -> Result<(Option<(V, u64)>, u64), Refused> {
         let hash = self.hash(member);
-        self.read(hash, |inner| {
-            let slot = inner.slots.find(hash, |slot| slot.member == *member);
-            let slot = slot.filter(|slot| inner.shows_at(slot, time));
-            let seen = slot.and_then(|slot| Some((slot.value.clone()?, slot.stamp.version())));
-            (seen, inner.newest)
-        })
+        let inner = self.read(hash)?;
+        let slot = inner.slots.find(hash, |slot| slot.member == *member);
+        let slot = slot.filter(|slot| inner.shows_at(slot, time));
+        let seen = slot.and_then(|slot| Some((slot.value.clone()?, slot.stamp.version())));
+        Ok((seen, inner.newest))
     }
 
     /// What has to be known of a part of the members to tell whether it changes.
@@ -1423,7 +1430,7 @@ impl<V: Stored> Table<V> {
             if !Self::holds(shard, number, bits) {
                 continue;
             }
-            let next = cursor + (1 << (32 - shard.depth.load(Ordering::Relaxed)));
+            let next = cursor + (1 << (32 - shard.depth()));
             look(&inner, next);
             return Ok((next < 1 << 32).then_some(next));
         }
@@ -1443,7 +1450,7 @@ impl<V: Stored> Table<V> {
             if Self::holds(shard, number, bits) {
                 live += inner.live as usize - inner.expired(self.clock.reached());
                 bytes += inner.bytes;
-                let next = at + (1 << (32 - shard.depth.load(Ordering::Relaxed)));
+                let next = at + (1 << (32 - shard.depth()));
                 cursor = (next < 1 << 32).then_some(next);
             }
         }
@@ -1467,7 +1474,7 @@ impl<V: Stored> Table<V> {
             let Some(shard) = self.shard(number) else { continue };
             let inner = shard.inner.write();
             let first = number.checked_ilog2().map_or(0, |top| top + 1);
-            waiting.extend((first..shard.depth.load(Ordering::Relaxed)).map(|bit| number | 1 << bit));
+            waiting.extend((first..shard.depth()).map(|bit| number | 1 << bit));
             guards.push((number, inner));
         }
         guards
