@@ -528,8 +528,16 @@ impl Core {
     pub(crate) fn open(&self) -> Result<&Engine> {
         match (self.life.load(Ordering::Acquire), self.engine.get()) {
             (life::OPEN, Some(engine)) => Ok(engine),
-            (life::NEW | life::LOADING, _) | (_, None) => Err(Error::NotLoaded { path: self.path.clone() }),
-            _ => Err(self.closed()),
+            (life, engine) => Err(self.not_open(life, engine.is_some())),
+        }
+    }
+
+    #[cold]
+    fn not_open(&self, life: u8, was_loaded: bool) -> Error {
+        match life {
+            life::NEW | life::LOADING => Error::NotLoaded { path: self.path.clone() },
+            _ if !was_loaded => Error::NotLoaded { path: self.path.clone() },
+            _ => self.closed(),
         }
     }
 

@@ -16,7 +16,9 @@ pub const MAX_VALUE: usize = 1 << 30;
 pub(crate) fn split(key: &str) -> Result<(&str, &str)> {
     if let Some(slash) = first_slash(key.as_bytes()) {
         let (collection, member) = (&key[..slash], &key[slash + 1..]);
-        if broken_by_collection(collection).is_none() && broken_by_member(member).is_none() {
+        // Of these lengths no name breaks a rule.
+        let is_plain = matches!(collection.len(), 3..=MAX_COLLECTION) || broken_by_collection(collection).is_none();
+        if is_plain && broken_by_member(member).is_none() {
             return Ok((collection, member));
         }
     }
@@ -45,10 +47,13 @@ pub(crate) fn is_same(a: &str, b: &str) -> bool {
     let (a, b) = (a.as_bytes(), b.as_bytes());
     match a.len() {
         length if length != b.len() => false,
-        8..=16 => ends::<8>(a) == ends(b),
+        length if length <= 16 => match length {
+            8.. => ends::<8>(a) == ends(b),
+            4.. => ends::<4>(a) == ends(b),
+            2.. => ends::<2>(a) == ends(b),
+            _ => a == b,
+        },
         17..=32 => ends::<16>(a) == ends(b),
-        4..=7 => ends::<4>(a) == ends(b),
-        2..=3 => ends::<2>(a) == ends(b),
         _ => a == b,
     }
 }
@@ -58,18 +63,19 @@ pub(crate) fn is_same(a: &str, b: &str) -> bool {
 fn first_slash(key: &[u8]) -> Option<usize> {
     const ONES: u64 = u64::from_ne_bytes([1; 8]);
     const HIGH: u64 = ONES << 7;
-    let (words, rest) = key.as_chunks();
-    for (at, word) in words.iter().enumerate() {
+    let mut rest = key;
+    while let Some((word, after)) = rest.split_first_chunk() {
         // Zero where there is a slash. Taking one away from each byte sets the high bit of the first that is zero; what it
         // does to those after it is of no account.
         let other = u64::from_le_bytes(*word) ^ (ONES * u64::from(b'/'));
         let found = other.wrapping_sub(ONES) & !other & HIGH;
         if found != 0 {
-            return Some(at * 8 + found.trailing_zeros() as usize / 8);
+            return Some(key.len() - rest.len() + found.trailing_zeros() as usize / 8);
         }
+        rest = after;
     }
     let found = rest.iter().position(|byte| *byte == b'/');
-    found.map(|at| words.len() * 8 + at)
+    found.map(|at| key.len() - rest.len() + at)
 }
 
 pub(crate) fn check_collection(name: &str) -> Result<()> {

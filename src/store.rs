@@ -250,12 +250,11 @@ impl Store {
     pub fn get(&self, key: impl AsRef<str>) -> Result<Option<Value>> {
         let (collection, member) = key::split(key.as_ref())?;
         let Some(shelves) = self.handle.core.open()?.registry.get(collection) else { return Ok(None) };
-        if shelves.typed.get().is_none()
-            && let Ok(found) = shelves.raw.table.get(member)
-        {
-            return Ok(found);
+        // One that is open as a type has moved.
+        match shelves.raw.table.get(member) {
+            Ok(found) => Ok(found),
+            Err(_) => self.read(shelves, |shelf| shelf.get(collection, member)),
         }
-        self.read(shelves, |shelf| shelf.get(collection, member))
     }
 
     /// Whether there is such a member.
@@ -278,23 +277,21 @@ impl Store {
     /// `Codec` with the action `encode` when the previous value cannot be shown as bytes.
     #[doc(alias = "Put")]
     pub fn put(&self, key: impl AsRef<str>, value: impl Into<Value>) -> Result<Option<Value>> {
-        let (key, mut value) = (key.as_ref(), value.into());
+        let (key, value) = (key.as_ref(), value.into());
         let (collection, member) = key::split(key)?;
         let core = &self.handle.core;
         let engine = core.open()?;
         core.check_size(collection, member, value.len())?;
         let shelves = engine.shelves(collection);
         core.begin_write(engine)?;
-        if shelves.typed.get().is_none() {
-            match shelves.raw.table.put_plainly(member, value, 0, &core.lane(engine, shelves)) {
-                Ok(old) => {
-                    core.end_write(engine, shelves.one(member))?;
-                    return Ok(old);
-                }
-                Err(back) => value = back,
+        // One that is open as a type has moved.
+        match shelves.raw.table.put_plainly(member, value, 0, &core.lane(engine, shelves)) {
+            Ok(old) => {
+                core.end_write(engine, shelves.one(member))?;
+                Ok(old)
             }
+            Err(value) => Ok(self.put_how(key, RAW, How::always(Until::Removed), value)?.old),
         }
-        Ok(self.put_how(key, RAW, How::always(Until::Removed), value)?.old)
     }
 
     /// Puts a value in place that expires: when so much time has passed the member is gone from every read. A later put

@@ -167,8 +167,9 @@ impl<V> Shard<V> {
     }
 }
 
-/// `levels[k]` holds the shards whose number has its highest bit at `k`: 2^k of them.
-type Levels<V> = [OnceLock<Box<[Shard<V>]>>; MAX_DEPTH as usize];
+/// `levels[k]` holds the shards whose number has its highest bit at `k`: 2^k of them. There is a place for every bit of a
+/// number, so that none has to be looked at for being too high.
+type Levels<V> = [OnceLock<Box<[Shard<V>]>>; u32::BITS as usize];
 
 pub(crate) struct Table<V> {
     hasher: NameHasher,
