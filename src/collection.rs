@@ -225,7 +225,7 @@ impl<T: Send + Sync + 'static> Collection<T> {
     /// The member's value.
     pub fn get(&self, member: impl AsRef<str>) -> Option<Arc<T>> {
         // A typed shelf never moves, and reads do not ask whether the store is open.
-        self.shelf.table.get(member.as_ref()).unwrap_or_default()
+        self.shelf.table.get_settled(member.as_ref())
     }
 
     /// Whether there is such a member.

@@ -289,7 +289,7 @@ impl<V: Stored> AnyLocked for Locked<'_, V> {
 
 impl<V: Stored> AnyShelf for Shelf<V> {
     fn get(&self, collection: &str, member: &str) -> Result<Option<Value>, Stop> {
-        let found = self.table.get(member)?;
+        let found = self.table.look(member, |seen| seen.value.clone())?;
         self.shown(collection, member, found)
     }
 
