@@ -10,9 +10,9 @@ use crate::allocator::asked;
 use crate::gate::Gate;
 use crate::maps::{ByKey, Flat, FlatTyped, Key, Map, Typed};
 
-/// Each operation is done to so many members. They fill 16 shards of a collection, and 16 of dashmap, to two thirds, so that no
-/// seed of the names' hashes makes one of them grow once more.
-pub(crate) const MEMBERS: usize = 16 * 1_280;
+/// Each operation is done to so many members. They fill 16 shards of a collection, and 16 of dashmap, to between a half and seven
+/// eighths, so that hardly any seed of the names' hashes makes one of them grow or split once more, or once less.
+pub(crate) const MEMBERS: usize = 16 * 1_330;
 
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum Where {

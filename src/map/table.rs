@@ -25,15 +25,16 @@ use crate::sync::{Mutex, NameHasher, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use crate::value::Member;
 use crate::watch::ChangeKind;
 
-/// Shards double at most this often: a million of them, three thousand million members.
+/// Shards double at most this often: a million of them, more than a thousand million members.
 const MAX_DEPTH: u32 = 20;
 
 /// A shard of this many members splits. While there are few shards they split early, for the sake of threads that
-/// write beside each other; from then on a shard is as large as one put may take to split.
-fn split_above(own: u32) -> usize {
+/// write beside each other; from then on a shard is as large as one put may take to split. Both are what a table of 64
+/// and one of 2,048 places takes before it would grow: what is about to be divided is not put into a larger table first.
+fn split_at(own: u32) -> usize {
     match own {
-        _ if own < mask(4) => 64,
-        _ if own < mask(MAX_DEPTH) => 3000,
+        _ if own < mask(4) => 56,
+        _ if own < mask(MAX_DEPTH) => 1792,
         _ => usize::MAX,
     }
 }
@@ -487,7 +488,7 @@ impl<V: Stored> Table<V> {
 
     #[inline]
     pub(super) fn split_if_full(&self, number: u32, shard: &Shard<V>, inner: &mut Inner<V>) {
-        if inner.slots.len() > split_above(shard.mask.load(Ordering::Relaxed)) {
+        if inner.slots.len() >= split_at(shard.mask.load(Ordering::Relaxed)) {
             self.split(number, shard, inner);
         }
     }
@@ -527,6 +528,10 @@ impl<V: Stored> Table<V> {
         let mut born = child.inner.write();
         born.newest = inner.newest;
 
+        if V::WEIGHT.is_none() {
+            // What each value weighs stands where it lies.
+            touch(inner.slots.iter());
+        }
         let expected = inner.slots.len() / 2 + inner.slots.len() / 16;
         let mut kept = HashTable::with_capacity(expected);
         let mut given = HashTable::with_capacity(expected);
@@ -1740,11 +1745,13 @@ mod tests {
     #[test]
     fn a_small_collection_is_one_shard_and_a_large_one_many() {
         assert_eq!(filled(10).0.shards(), 1);
-        assert_eq!(filled(64).0.shards(), 1);
-        assert!(filled(65).0.shards() >= 2);
+        assert_eq!(filled(55).0.shards(), 1);
+        assert!(filled(56).0.shards() >= 2);
         let (table, _) = filled(100_000);
         let shards = table.shards();
-        assert!((32..=128).contains(&shards), "{shards}");
+        assert!((64..=128).contains(&shards), "{shards}");
+        // What a table of so many places takes: none was made larger, to be divided at once.
+        assert!(table.lock_all().iter().all(|(_, inner)| inner.slots.capacity() <= 1792));
         assert_eq!(
             table.tally().unwrap(),
             (100_000, 800_000 + (0..100_000u32).map(|n| n.to_string().len() as u64).sum::<u64>())
@@ -1753,7 +1760,7 @@ mod tests {
 
     #[test]
     fn a_walk_meets_every_member_once() {
-        for members in [0, 1, 64, 65, 1000, 30_000] {
+        for members in [0, 1, 55, 56, 1000, 30_000] {
             let (table, _) = filled(members);
             let met = walk(&table);
             assert_eq!(met.len(), members);
