@@ -30,11 +30,11 @@ const MAX_DEPTH: u32 = 20;
 
 /// A shard of this many members splits. While there are few shards they split early, for the sake of threads that
 /// write beside each other; from then on a shard is as large as one put may take to split. Both are what a table of 64
-/// and one of 2,048 places takes before it would grow: what is about to be divided is not put into a larger table first.
+/// and one of 4,096 places takes before it would grow: what is about to be divided is not put into a larger table first.
 fn split_at(own: u32) -> usize {
     match own {
         _ if own < mask(4) => 56,
-        _ if own < mask(MAX_DEPTH) => 1792,
+        _ if own < mask(MAX_DEPTH) => 3584,
         _ => usize::MAX,
     }
 }
@@ -1749,9 +1749,9 @@ mod tests {
         assert!(filled(56).0.shards() >= 2);
         let (table, _) = filled(100_000);
         let shards = table.shards();
-        assert!((64..=128).contains(&shards), "{shards}");
+        assert!((32..=64).contains(&shards), "{shards}");
         // What a table of so many places takes: none was made larger, to be divided at once.
-        assert!(table.lock_all().iter().all(|(_, inner)| inner.slots.capacity() <= 1792));
+        assert!(table.lock_all().iter().all(|(_, inner)| inner.slots.capacity() <= 3584));
         assert_eq!(
             table.tally().unwrap(),
             (100_000, 800_000 + (0..100_000u32).map(|n| n.to_string().len() as u64).sum::<u64>())
