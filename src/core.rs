@@ -534,11 +534,8 @@ impl Core {
 
     #[cold]
     fn not_open(&self, life: u8, was_loaded: bool) -> Error {
-        match life {
-            life::NEW | life::LOADING => Error::NotLoaded { path: self.path.clone() },
-            _ if !was_loaded => Error::NotLoaded { path: self.path.clone() },
-            _ => self.closed(),
-        }
+        let is_closed = was_loaded && !matches!(life, life::NEW | life::LOADING);
+        if is_closed { self.closed() } else { Error::NotLoaded { path: self.path.clone() } }
     }
 
     /// The engine, if the store was ever loaded: what reads of typed collections work on, even after a close.

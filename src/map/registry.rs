@@ -48,7 +48,7 @@ const CHUNK: usize = 16;
 type Chunk<C> = OnceLock<Box<[Group<C>; CHUNK]>>;
 
 /// So many, and never on a stack, which may be smaller than that.
-fn groups<C, const N: usize>() -> Box<[Group<C>; N]> {
+fn new_groups<C, const N: usize>() -> Box<[Group<C>; N]> {
     let groups: Box<[_]> = (0..N).map(|_| Group::new()).collect();
     let Ok(groups) = groups.try_into() else { unreachable!("they are so many") };
     groups
@@ -66,7 +66,7 @@ impl<C: Named> Registry<C> {
     pub(crate) fn new(hasher: NameHasher) -> Self {
         Registry {
             hasher,
-            first: groups(),
+            first: new_groups(),
             later: std::array::from_fn(|_| OnceLock::new()),
             by_id: Mutex::new(Vec::new()),
         }
@@ -152,7 +152,7 @@ impl<C: Named> Registry<C> {
                 Some(at) => {
                     let chunks = || (0..(FIRST / CHUNK) << (2 * number)).map(|_| OnceLock::new()).collect();
                     let (chunk, group) = Self::place(self.later[at].get_or_init(chunks), number, hash);
-                    &chunk.get_or_init(groups)[group]
+                    &chunk.get_or_init(new_groups)[group]
                 }
             };
             let free = group.places.iter().zip(&group.tags).find(|(place, _)| place.get().is_none());
