@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::answer::question;
 use crate::backend::Quarantined;
 use crate::codec::{Codec, CodecError, RAW};
 use crate::core::{Engine, Lane};
@@ -17,7 +18,7 @@ use crate::key;
 use crate::map::{Done, Found, How, Named, New, Only, Refused, Table, Until};
 use crate::shelf::{AnyShelf, Form, Shelf, Shelves, Stop};
 use crate::store::Handle;
-use crate::sync::bounded;
+
 use crate::value::{Member, Value};
 
 /// How often a collection that changes while it is decoded is started over, and how many rounds of what has changed are
@@ -196,9 +197,9 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Collection<T> {
                 reason: format!("it does not decode: {error}"),
             };
             let (path, reason) = (PathBuf::from(key::join(shelves.name(), member)), exhibit.reason.clone());
-            let (reply, answer) = bounded(1);
-            let question = Msg::Quarantine(Box::new(exhibit), reply);
-            let moved_to = handle.core.ask(engine, "quarantine", question, &answer)?;
+            let (reply, answer) = question();
+            let message = Msg::Quarantine(Box::new(exhibit), reply);
+            let moved_to = handle.core.ask(engine, "quarantine", message, &answer)?;
             engine.add_quarantined(Quarantined { path, reason, moved_to });
             let lane = handle.core.lane(engine, shelves);
             handle.core.write(engine, shelves.one(member), || {

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use crate::answer::{Answer, Unanswered, question};
 use crate::backend::backup::back_up;
 use crate::backend::{Backend, Change, Inflow, Layout, Loader, Progress, Quarantined, Sink, Stage};
 use crate::background::Population;
@@ -25,7 +26,7 @@ use crate::rare::Rare;
 use crate::report::{BackupReport, CloseReport, LoadReport};
 use crate::shelf::{Record, Shelves, Stop};
 use crate::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
-use crate::sync::{Mutex, MutexGuard, NameHasher, Receiver, RecvTimeoutError, Sender, bounded, thread};
+use crate::sync::{Mutex, MutexGuard, NameHasher, Sender, bounded, thread};
 use crate::value::{Member, Value};
 use crate::watch::{After, Holding, Watches};
 
@@ -38,9 +39,6 @@ mod life {
     pub(super) const CLOSING: u8 = 3;
     pub(super) const CLOSED: u8 = 4;
 }
-
-/// How long a lone `Immediate` writer watches for its answer before it sleeps.
-const WATCH: Duration = Duration::from_micros(300);
 
 /// How often somebody who waits looks whether anything moves.
 const LOOK: Duration = Duration::from_millis(100);
@@ -336,6 +334,11 @@ impl Engine {
     #[inline]
     pub(crate) fn persists(&self) -> bool {
         self.outbox.is_some()
+    }
+
+    /// Threads that wait for a write of theirs.
+    pub(crate) fn waiting_writers(&self) -> usize {
+        self.waiters.0.load(Ordering::Relaxed)
     }
 
     /// Keys that wait for the janitor.
@@ -701,28 +704,28 @@ impl Core {
         if !engine.persists() {
             return Ok(());
         }
-        let (reply, answer) = bounded(1);
+        let (reply, answer) = question();
         self.ask(engine, "compact", Msg::Compact(reply), &answer)
     }
 
     fn wait_until_durable(&self, engine: &Engine, action: &'static str, concern: Concern) -> Result<()> {
-        let (reply, answer) = bounded(1);
+        let (reply, answer) = question();
         self.ask(engine, action, Msg::Flush(concern, reply), &answer)
     }
 
     /// Asks for all of it to be made durable.
-    pub(crate) fn ask_all(&self, concerns: Vec<Concern>) -> Result<Vec<Receiver<Result<()>>>> {
+    pub(crate) fn ask_all(&self, concerns: Vec<Concern>) -> Result<Vec<Answer<Result<()>>>> {
         // Also while the store is being closed, which makes everything durable.
         let engine = self.engine.get().ok_or_else(|| self.closed())?;
         let ask = |concern| {
-            let (reply, answer) = bounded(1);
+            let (reply, answer) = question();
             self.send(engine, "an awaited write", Msg::Flush(concern, reply)).map(|()| answer)
         };
         concerns.into_iter().map(ask).collect()
     }
 
     /// Waits for the answers.
-    pub(crate) fn wait_for_all(&self, answers: &[Receiver<Result<()>>], patience: &mut Patience) -> Result<()> {
+    pub(crate) fn wait_for_all(&self, answers: &[Answer<Result<()>>], patience: &mut Patience) -> Result<()> {
         let Some(engine) = self.engine.get() else { return Ok(()) };
         answers.iter().try_for_each(|answer| {
             let answered = self.wait_patiently(engine, answer, patience, |_| {});
@@ -730,23 +733,23 @@ impl Core {
         })
     }
 
-    /// As `wait_until_durable`. Whoever waits alone does not fall asleep for as long as a sync usually takes: to be woken
-    /// up again takes half as long as that. It keeps watch on a thread that has nothing else to do, rather than do the
-    /// janitor's work on it, which could not be given up when the disk hangs.
+    /// As `wait_until_durable`. Where a sync is quick, whoever waits for it does not fall asleep for as long as it usually takes:
+    /// to wake one thread up takes a part of that, to wake up sixteen as long. It keeps watch on a thread that has nothing
+    /// else to do, and lets others have the processor; it does not do the janitor's work, which could not be given up when
+    /// the disk hangs.
     fn wait_for_write(&self, engine: &Engine, concern: Concern) -> Result<()> {
         let action = "an Immediate write";
-        let (reply, answer) = bounded(1);
+        let (reply, answer) = question();
         let alone = engine.waiters.0.fetch_add(1, Ordering::Relaxed) == 0;
         let waiting = Waiting(&engine.waiters.0);
-        self.send(engine, action, Msg::Flush(concern, reply))?;
-        if alone && !cfg!(shuttle) {
-            let until = Instant::now() + WATCH;
-            while Instant::now() < until {
-                if let Ok(answer) = answer.try_recv() {
-                    return answer;
-                }
-                std::hint::spin_loop();
+        self.tell(engine, action, Msg::Flush(concern, reply))?;
+        engine.link.joins();
+        let until = Instant::now() + engine.link.watch();
+        while Instant::now() < until {
+            if let Ok(answer) = answer.get() {
+                return answer;
             }
+            if alone { std::hint::spin_loop() } else { thread::yield_now() }
         }
         let answered = self.wait_for_answer(engine, &answer, |_| {});
         drop(waiting);
@@ -759,21 +762,24 @@ impl Core {
         engine: &Engine,
         action: &'static str,
         question: Msg,
-        answer: &Receiver<Result<R>>,
+        answer: &Answer<Result<R>>,
     ) -> Result<R> {
         self.send(engine, action, question)?;
         self.wait_for_answer(engine, answer, |_| {}).unwrap_or_else(|| Err(self.stalled(engine, action)))
     }
 
     fn send(&self, engine: &Engine, action: &'static str, question: Msg) -> Result<()> {
+        self.tell(engine, action, question)?;
+        engine.link.hurry();
+        Ok(())
+    }
+
+    /// Sends the janitor something, and lets it take its time.
+    fn tell(&self, engine: &Engine, action: &'static str, message: Msg) -> Result<()> {
         if engine.link.on_janitor_thread() {
             return Err(Error::Reentrant { action });
         }
-        if !engine.send(question) {
-            return Err(self.gone(engine));
-        }
-        engine.link.hurry();
-        Ok(())
+        if engine.send(message) { Ok(()) } else { Err(self.gone(engine)) }
     }
 
     fn gone(&self, engine: &Engine) -> Error {
@@ -789,7 +795,7 @@ impl Core {
     fn wait_for_answer<R>(
         &self,
         engine: &Engine,
-        answer: &Receiver<Result<R>>,
+        answer: &Answer<Result<R>>,
         look: impl FnMut(&Engine),
     ) -> Option<Result<R>> {
         self.wait_patiently(engine, answer, &mut Patience::default(), look)
@@ -799,18 +805,18 @@ impl Core {
     fn wait_patiently<R>(
         &self,
         engine: &Engine,
-        answer: &Receiver<Result<R>>,
+        answer: &Answer<Result<R>>,
         patience: &mut Patience,
         mut look: impl FnMut(&Engine),
     ) -> Option<Result<R>> {
         let limit = self.knobs.stall_timeout;
         let progress = patience.0.get_or_insert_with(|| (engine.link.progress(), Instant::now()));
         loop {
-            match answer.recv_timeout(limit.saturating_sub(progress.1.elapsed()).min(LOOK)) {
+            match answer.wait(limit.saturating_sub(progress.1.elapsed()).min(LOOK)) {
                 Ok(answer) => return Some(answer),
-                Err(RecvTimeoutError::Disconnected) => return Some(Err(self.gone(engine))),
-                Err(RecvTimeoutError::Timeout) if cfg!(shuttle) => {}
-                Err(RecvTimeoutError::Timeout) => {
+                Err(Unanswered::Gone) => return Some(Err(self.gone(engine))),
+                Err(Unanswered::NotYet) if cfg!(shuttle) => {}
+                Err(Unanswered::NotYet) => {
                     look(engine);
                     let now = engine.link.progress();
                     if now != progress.0 {
@@ -856,7 +862,7 @@ impl Core {
     }
 
     fn end_janitor(&self, engine: &Engine, seen: &mut Seen) -> Result<usize> {
-        let (reply, answer) = bounded(1);
+        let (reply, answer) = question();
         let decision = Arc::new(janitor::Decision::default());
         let message = Msg::Close(janitor::Closing { reply, decision: decision.clone() });
         self.send(engine, "close", message)?;
@@ -925,7 +931,7 @@ impl Core {
         engine.watches.end();
         engine.waiter.end();
         engine.registry.all().iter().for_each(|shelves| shelves.barrier());
-        let (reply, answer) = bounded(1);
+        let (reply, answer) = question();
         engine.send(Msg::Stop(reply));
         engine.link.hurry();
         // One that hangs, or on whose thread this is, is not waited for. Dropping its handle lets the thread end alone.

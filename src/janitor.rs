@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
+use crate::answer::Reply;
 use crate::backend::{Backend, Change};
 use crate::background::Background;
 use crate::core::Core;
@@ -55,17 +56,17 @@ pub(crate) enum Msg {
     /// A transaction, sent under the locks of all the shards that it wrote to. Its members' keys are not sent.
     Transaction(Transaction),
     /// Answer when what was sent before this is durable, as far as it concerns whoever asks.
-    Flush(Concern, Sender<Result<()>>),
+    Flush(Concern, Reply<Result<()>>),
     /// Make what is stored as small as it gets, once what was sent before this is durable.
-    Compact(Sender<Result<()>>),
+    Compact(Reply<Result<()>>),
     /// Put a copy of a value aside.
-    Quarantine(Box<Exhibit>, Sender<Result<PathBuf>>),
+    Quarantine(Box<Exhibit>, Reply<Result<PathBuf>>),
     /// As `Flush`, and then end. Answers with the number of changes stored for it.
     Close(Closing),
     /// Writers wait for room: look, and sync.
     Nudge,
     /// Store what can be stored, and end. Answers when the backend is gone.
-    Stop(Sender<Result<()>>),
+    Stop(Reply<Result<()>>),
 }
 
 /// What somebody waits for.
@@ -101,7 +102,7 @@ pub(crate) struct TransactionWrite {
 
 /// A close that somebody waits for, or gave up waiting for.
 pub(crate) struct Closing {
-    pub(crate) reply: Sender<Result<usize>>,
+    pub(crate) reply: Reply<Result<usize>>,
     pub(crate) decision: Arc<Decision>,
 }
 
@@ -169,6 +170,10 @@ pub(crate) struct Link {
     freed: Mutex<u64>,
     room: Condvar,
     urgent: Sender<()>,
+    /// So many more are expected to wait for a write of theirs, and the janitor lets them come.
+    missing: AtomicUsize,
+    /// How long the last sync took, in nanoseconds.
+    sync: AtomicU64,
     thread: OnceLock<ThreadId>,
 }
 
@@ -198,6 +203,8 @@ impl Link {
             freed: Mutex::new(0),
             room: Condvar::new(),
             urgent,
+            missing: AtomicUsize::new(0),
+            sync: AtomicU64::new(0),
             thread: OnceLock::new(),
         };
         (link, hurried)
@@ -279,6 +286,22 @@ impl Link {
         self.status.lock().oldest.map(|since| since.elapsed())
     }
 
+    /// Somebody waits for a write. Ends a pause of the janitor's, if no more are missing.
+    pub(crate) fn joins(&self) {
+        let missing = self.missing.fetch_update(Ordering::AcqRel, Ordering::Acquire, |missing| missing.checked_sub(1));
+        if missing.is_err() || missing == Ok(1) {
+            self.hurry();
+        }
+    }
+
+    /// How long somebody who waits for a write of his watches for the answer before he sleeps: it is worth it where a sync is
+    /// quick. One may be under way, and then the next serves him, after others have come.
+    pub(crate) fn watch(&self) -> Duration {
+        const QUICK: Duration = Duration::from_micros(500);
+        let sync = Duration::from_nanos(self.sync.load(Ordering::Relaxed));
+        if sync <= QUICK && !cfg!(shuttle) { 4 * sync } else { Duration::ZERO }
+    }
+
     /// Ends a pause of the janitor's.
     pub(crate) fn hurry(&self) {
         // Full means that it is hurrying already.
@@ -338,6 +361,43 @@ struct Applied {
     charge: usize,
 }
 
+/// Those who wait for writes of theirs in `Immediate` mode. Most often those that are answered together write again at once:
+/// unless they are let come before the next sync, two groups take turns, and each sync serves half of them.
+#[derive(Debug, Default)]
+struct Crowd {
+    /// How many there were when some of them were last answered.
+    size: usize,
+    /// How long the last sync took.
+    sync: Duration,
+    /// They were waited for in vain: so many times they will not be waited for.
+    rest: u32,
+    /// How many times it was the last time that this happened.
+    rested: u32,
+}
+
+impl Crowd {
+    /// How long those that are missing are waited for: less than what a sync without them would cost.
+    fn patience(&mut self, here: usize) -> Duration {
+        if here >= self.size {
+            return Duration::ZERO;
+        }
+        match self.rest.checked_sub(1) {
+            Some(rest) => {
+                self.rest = rest;
+                Duration::ZERO
+            }
+            None => self.sync / 2,
+        }
+    }
+
+    /// They were waited for, and so many of those that were missing came. If it was less than half of them, they are not
+    /// waited for the next time, and then twice as many times.
+    fn came(&mut self, came: usize, missing: usize) {
+        self.rested = if 2 * came >= missing { 0 } else { (2 * self.rested).clamp(1, 64) };
+        self.rest = self.rested;
+    }
+}
+
 /// Runs until the store closes. A panic ends it too: it is told to all who wait and all who write later.
 pub(crate) fn run(core: Arc<Core>, backend: Box<dyn Backend>, inbox: Receiver<Msg>, urgent: Receiver<()>) {
     let Some(link) = core.engine().map(|engine| engine.link.clone()) else { return };
@@ -369,6 +429,7 @@ pub(crate) fn run(core: Arc<Core>, backend: Box<dyn Backend>, inbox: Receiver<Ms
         retry: link.background.unsettled().then(|| (Instant::now(), Duration::ZERO)),
         mark: (Instant::now(), 0),
         drained: None,
+        crowd: Crowd::default(),
         stored: 0,
     };
     if let Err(panic) = catch_unwind(AssertUnwindSafe(|| janitor.work())) {
@@ -407,16 +468,17 @@ struct Janitor {
     applied_since: Option<Instant>,
     /// Keys whose values do not encode; `status` has them by name, with the reason.
     unencodable: HashSet<KeyId>,
-    flushes: Vec<(Concern, Sender<Result<()>>)>,
-    compacts: Vec<Sender<Result<()>>>,
+    flushes: Vec<(Concern, Reply<Result<()>>)>,
+    compacts: Vec<Reply<Result<()>>>,
     close: Option<Closing>,
-    stop: Option<Sender<Result<()>>>,
+    stop: Option<Reply<Result<()>>>,
     /// After a failure: when to try again, and the wait that led there.
     retry: Option<(Instant, Duration)>,
     /// A moment, and how much of what was in the channel then is still there.
     mark: (Instant, usize),
     /// What is in the channel was sent after this.
     drained: Option<Instant>,
+    crowd: Crowd,
     /// Changes made durable, ever.
     stored: usize,
 }
@@ -457,13 +519,13 @@ impl Janitor {
             self.answer_flushes(&outcome);
             self.compact(&outcome);
             if let Some(closing) = self.close.take()
-                && self.end(outcome, self.stored - stored_before, &closing)
+                && self.end(outcome, self.stored - stored_before, closing)
             {
                 return;
             }
             if let Some(reply) = self.stop.take() {
                 self.close_backend_quietly();
-                _ = reply.try_send(Ok(()));
+                reply.give(Ok(()));
                 return;
             }
         }
@@ -524,6 +586,7 @@ impl Janitor {
             }
         }
         self.drain();
+        self.let_them_come();
         if !(self.fresh.is_empty() && self.clears.is_empty() && self.transactions.is_empty()) {
             self.link.status.lock().oldest.get_or_insert(came);
         }
@@ -546,6 +609,28 @@ impl Janitor {
             }
         }
         message
+    }
+
+    /// Waits for the rest of those that were answered together.
+    fn let_them_come(&mut self) {
+        let here = self.flushes.len();
+        let patience = if here > 0 { self.crowd.patience(here) } else { Duration::ZERO };
+        if patience.is_zero() {
+            return;
+        }
+        let (missing, until) = (self.crowd.size - here, Instant::now() + patience);
+        while self.flushes.len() < self.crowd.size && self.close.is_none() && self.stop.is_none() {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            self.link.missing.store(self.crowd.size - self.flushes.len(), Ordering::Release);
+            // Whoever came in between has ended this already, or is in the channel.
+            _ = self.urgent.recv_timeout(left);
+            self.link.missing.store(0, Ordering::Release);
+            self.drain();
+        }
+        self.crowd.came(self.flushes.len() - here, missing);
     }
 
     /// When there is something to do even if nothing comes in.
@@ -618,14 +703,14 @@ impl Janitor {
             }
             Msg::Flush(concern, reply) => self.flushes.push((concern, reply)),
             Msg::Compact(reply) => self.compacts.push(reply),
-            Msg::Quarantine(exhibit, reply) => self.quarantine(&exhibit, &reply),
+            Msg::Quarantine(exhibit, reply) => self.quarantine(&exhibit, reply),
             Msg::Close(closing) => self.close = Some(closing),
             Msg::Nudge => {}
             Msg::Stop(reply) => self.stop = Some(reply),
         }
     }
 
-    fn quarantine(&mut self, exhibit: &Exhibit, reply: &Sender<Result<PathBuf>>) {
+    fn quarantine(&mut self, exhibit: &Exhibit, reply: Reply<Result<PathBuf>>) {
         let change = Change::Put {
             collection: &exhibit.collection,
             member: &exhibit.member,
@@ -634,8 +719,7 @@ impl Janitor {
             codec: &exhibit.codec,
             value: &exhibit.value,
         };
-        // Whoever asked may have stopped waiting.
-        _ = reply.try_send(self.backend.quarantine(&change, &exhibit.reason));
+        reply.give(self.backend.quarantine(&change, &exhibit.reason));
     }
 
     fn somebody_waits(&self) -> bool {
@@ -996,7 +1080,10 @@ impl Janitor {
     fn sync(&mut self) -> Result<()> {
         let core = self.core.clone();
         let Some(engine) = core.engine() else { return Ok(()) };
+        let began = Instant::now();
         let synced = self.link.calling(|| self.backend.sync());
+        self.crowd.sync = began.elapsed();
+        self.link.sync.store(self.crowd.sync.as_nanos() as u64, Ordering::Relaxed);
         self.applied_since = None;
         let applied = std::mem::take(&mut self.applied);
         let clears = std::mem::take(&mut self.applied_clears);
@@ -1061,9 +1148,9 @@ impl Janitor {
         if self.flushes.is_empty() {
             return;
         }
+        self.crowd.size = if self.immediate() { self.engine().waiting_writers() } else { 0 };
         for (concern, reply) in std::mem::take(&mut self.flushes) {
-            // Whoever asked may have stopped waiting.
-            _ = reply.try_send(self.answer(concern, outcome));
+            reply.give(self.answer(concern, outcome));
         }
     }
 
@@ -1073,10 +1160,9 @@ impl Janitor {
             return;
         }
         for reply in std::mem::take(&mut self.compacts) {
-            // Whoever asked may have stopped waiting.
             match outcome {
-                Ok(()) => self.backend.compact(Box::new(move |done| _ = reply.try_send(done))),
-                Err(error) => _ = reply.try_send(Err(error.clone())),
+                Ok(()) => self.backend.compact(Box::new(move |done| reply.give(done))),
+                Err(error) => reply.give(Err(error.clone())),
             }
         }
     }
@@ -1127,7 +1213,7 @@ impl Janitor {
     // ---- ending ----
 
     /// Closes the backend if everything is stored, and answers. True when this is the end.
-    fn end(&mut self, outcome: Result<()>, flushed: usize, closing: &Closing) -> bool {
+    fn end(&mut self, outcome: Result<()>, flushed: usize, closing: Closing) -> bool {
         let ready = outcome.and_then(|()| self.all_encode()).and_then(|()| self.backend.settle());
         if ready.is_ok() && !closing.decision.change(Decision::NONE, Decision::END) {
             // Given up: the store lives on, and somebody may be writing to it already.
@@ -1146,8 +1232,7 @@ impl Janitor {
             self.backend = Box::new(crate::backend::Memory);
             self.show();
         }
-        // Whoever asked may have stopped waiting.
-        _ = closing.reply.try_send(closed.map(|()| flushed));
+        closing.reply.give(closed.map(|()| flushed));
         ended
     }
 
@@ -1159,5 +1244,34 @@ impl Janitor {
             _ = self.backend.close(counter);
         }
         self.backend = Box::new(crate::backend::Memory);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_crowd_is_waited_for_as_long_as_it_comes() {
+        let sync = Duration::from_micros(200);
+        let mut crowd = Crowd { size: 16, sync, ..Crowd::default() };
+        // All are here.
+        assert_eq!(crowd.patience(16), Duration::ZERO);
+        for _ in 0..100 {
+            assert_eq!(crowd.patience(8), sync / 2);
+            crowd.came(4, 8);
+        }
+        // It does not come any more: it is waited for ever more seldom.
+        for rest in [1, 2, 4, 8, 16, 32, 64, 64] {
+            assert_eq!(crowd.patience(8), sync / 2);
+            crowd.came(3, 8);
+            for _ in 0..rest {
+                assert_eq!(crowd.patience(8), Duration::ZERO);
+            }
+        }
+        // It is back.
+        assert_eq!(crowd.patience(1), sync / 2);
+        crowd.came(15, 15);
+        assert_eq!(crowd.patience(1), sync / 2);
     }
 }
