@@ -44,7 +44,10 @@ mod linux {
             if config.wants("store") {
                 store(&mut rates, &ops, round, &path, &raw, &over)?;
             } else {
-                larder_stores(&Store::open(&path)?, &ops, 0)?;
+                let store = Store::open(&path)?;
+                larder_stores(&store, &ops, 0)?;
+                // A drop leaves to the next load what takes too long.
+                store.close()?;
             }
             if config.wants("load") {
                 load(&mut rates, &path, files, round, cold)?;

@@ -98,6 +98,17 @@ pub(crate) fn decode(file: &[u8]) -> Result<(Header<'_>, &[u8]), String> {
     Ok((header, value))
 }
 
+/// Whether as many bytes follow the first line as it says. Nothing else is looked at.
+pub(crate) fn is_as_long_as_it_says(file: &[u8]) -> bool {
+    let says = || {
+        let end = file.iter().position(|&b| b == b'\n')?;
+        let length = file[..end.checked_sub(CHECKSUM.len() + 8)?].rsplit(|&b| b == b'=').next()?;
+        let length: usize = std::str::from_utf8(length).ok()?.parse().ok()?;
+        Some(end + 1 + length)
+    };
+    says() == Some(file.len())
+}
+
 /// Reads a header from a file's first bytes, and says where the value begins. The checksum is not looked at.
 pub(crate) fn parse(start: &[u8]) -> Result<(Header<'_>, usize), String> {
     if start.is_empty() {
