@@ -99,9 +99,11 @@ impl<V> Form<V> {
     }
 }
 
+/// In this order: what is only read comes before what the table's end is written to.
+#[repr(C)]
 pub(crate) struct Shelf<V> {
-    pub(crate) table: Table<V>,
     pub(crate) form: Form<V>,
+    pub(crate) table: Table<V>,
 }
 
 /// What the janitor took: a member as it is to be stored.
@@ -628,17 +630,18 @@ impl<V: Stored> Shelf<V> {
     }
 }
 
-/// A collection: its bytes, and once it is opened as a type, its values.
+/// A collection: its bytes, and once it is opened as a type, its values. In this order, as in [`Shelf`].
+#[repr(C)]
 pub(crate) struct Shelves {
     name: Arc<str>,
     pub(crate) id: u32,
     /// Somebody watches the collection.
     pub(crate) watched: AtomicBool,
-    pub(crate) raw: Shelf<Value>,
     pub(crate) typed: OnceLock<Arc<dyn AnyShelf>>,
     /// The version of the last clear that the janitor has not come to; 0 for none. Written with all shards locked, and
     /// taken by the janitor, which is told when it stops being 0: so a clear, too, waits once.
     pub(crate) clear: AtomicU64,
+    pub(crate) raw: Shelf<Value>,
 }
 
 impl Shelves {
@@ -714,5 +717,15 @@ impl Named for Shelves {
     #[inline]
     fn name(&self) -> &str {
         &self.name
+    }
+}
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// There may be a hundred thousand of them. (On a machine of 64 bits.)
+    #[test]
+    fn the_frame_of_a_collection_is_small() {
+        assert!(size_of::<Shelves>() <= 312, "{}", size_of::<Shelves>());
     }
 }

@@ -165,13 +165,16 @@ impl<V> Inner<V> {
     }
 }
 
-#[repr(align(64))]
 pub(super) struct Shard<V> {
     /// As many ones as it is deep: what of the shard bits it goes by. Written under the lock, read without it. 0 in an unborn
     /// shard, and in the root until its first split.
     mask: AtomicU32,
     pub(super) inner: RwLock<Inner<V>>,
 }
+
+/// On lines of the cache that no other shard is on.
+#[repr(align(64))]
+struct Apart<V>(Shard<V>);
 
 impl<V> Shard<V> {
     fn new() -> Self {
@@ -187,18 +190,20 @@ impl<V> Shard<V> {
 
 /// `levels[k]` holds the shards whose number has its highest bit at `k`: 2^k of them. There is a place for every bit of a
 /// number, so that none has to be looked at for being too high.
-type Levels<V> = [OnceLock<Box<[Shard<V>]>>; u32::BITS as usize];
+type Levels<V> = [OnceLock<Box<[Apart<V>]>>; u32::BITS as usize];
 
+/// The first shard comes last, and what every call reads of a table first: far enough apart to stand on other lines of the
+/// cache, and without the gaps that an alignment would cost each of many small collections.
+#[repr(C)]
 pub(crate) struct Table<V> {
     hasher: NameHasher,
     clock: Arc<Clock>,
     /// That of the deepest shard. Only grows, so a stale value costs a second look.
     mask: AtomicU32,
-    /// Set with every shard locked: the members live elsewhere. Read under a shard's lock.
-    moved: AtomicBool,
     /// How many indexes there are. Written with every shard locked, and read under a shard's lock.
     indexed: AtomicU32,
-    root: Shard<V>,
+    /// Set with every shard locked: the members live elsewhere. Read under a shard's lock.
+    moved: AtomicBool,
     levels: OnceLock<Box<Levels<V>>>,
     indexes: OnceLock<Box<Indexes<V>>>,
     /// What was replaced while somebody copied the store, and by which version: see [`Ledger::cut`].
@@ -206,6 +211,7 @@ pub(crate) struct Table<V> {
     /// How far whoever copies the store has come, as a cursor: what lies before it need not be kept. Written under the
     /// lock of the shard that was copied.
     copied: AtomicU64,
+    root: Shard<V>,
 }
 
 /// See [`Stored::touch`].
@@ -432,7 +438,7 @@ impl<V: Stored> Table<V> {
             return Some(&self.root);
         };
         let shards = self.levels.get()?[level as usize].get()?;
-        Some(&shards[(number - (1 << level)) as usize])
+        Some(&shards[(number - (1 << level)) as usize].0)
     }
 
     /// The deepest shard born for these bits, as far as can be seen without a lock.
@@ -523,8 +529,8 @@ impl<V: Stored> Table<V> {
     fn split(&self, number: u32, parent: &Shard<V>, inner: &mut Inner<V>) {
         let depth = parent.depth();
         let levels = self.levels.get_or_init(|| Box::new(std::array::from_fn(|_| OnceLock::new())));
-        let shards = levels[depth as usize].get_or_init(|| (0..1 << depth).map(|_| Shard::new()).collect());
-        let child = &shards[number as usize];
+        let shards = levels[depth as usize].get_or_init(|| (0..1 << depth).map(|_| Apart(Shard::new())).collect());
+        let child = &shards[number as usize].0;
         let mut born = child.inner.write();
         born.newest = inner.newest;
 
