@@ -129,6 +129,7 @@ pub(crate) mod files;
 mod front;
 mod look;
 mod memory;
+mod names;
 mod packed;
 mod writer;
 

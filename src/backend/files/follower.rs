@@ -8,6 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::ahead::Ahead;
 use super::folder::Folder;
 use super::place::Place;
 use crate::backend::Change;
@@ -161,13 +162,7 @@ impl Follower {
             return Ok(());
         }
         self.trail.state.lock().ending = false;
-        let mut work = Work {
-            trail: self.trail.clone(),
-            folder: None,
-            place: self.place.clone(),
-            tried: 0,
-            stuck: HashSet::new(),
-        };
+        let mut work = self.work();
         let background = self.trail.background.clone();
         let spawned = thread::Builder::new().name("larder-files".into()).spawn(move || {
             let trail = work.trail.clone();
@@ -188,6 +183,18 @@ impl Follower {
                 self.trail.background.fails(error.clone());
                 Err(error)
             }
+        }
+    }
+
+    /// What the thread does, to be begun.
+    fn work(&self) -> Work {
+        Work {
+            trail: self.trail.clone(),
+            folder: None,
+            place: self.place.clone(),
+            tried: 0,
+            stuck: HashSet::new(),
+            ahead: None,
         }
     }
 
@@ -325,6 +332,8 @@ struct Work {
     tried: u64,
     /// Members and collections whose change the files do not take.
     stuck: HashSet<(String, Option<String>)>,
+    /// What other segments hold, if any wait behind the first.
+    ahead: Option<Ahead>,
 }
 
 impl Work {
@@ -381,7 +390,7 @@ impl Work {
 
     /// Brings the first segment's changes to the files, up to where it is durable, and makes them durable there.
     fn apply(&mut self, extent: Extent, told: bool) -> Result<()> {
-        let rested = self.trail.state.lock().rested;
+        let rested = self.look_ahead(extent);
         self.tried = self.tried.max(rested);
         let bytes = journal::read(&*self.place.fs, &self.place.journal, extent.number, rested, extent.end)?;
         let scan = segment::scan(&bytes, extent.number, rested, extent.end);
@@ -400,8 +409,11 @@ impl Work {
             self.folder = Some(Folder::new(self.place.clone())?);
         }
         let Some(folder) = &mut self.folder else { unreachable!("it was made") };
-        let (tried, stuck) = (self.tried, &self.stuck);
-        let batch = last.batch(|offset, change| offset >= tried || stuck.contains(&name_of(change)));
+        let (tried, stuck, ahead) = (self.tried, &self.stuck, &self.ahead);
+        let batch = last.batch(|offset, change| {
+            let is_superseded = ahead.as_ref().is_some_and(|ahead| ahead.supersedes(change));
+            !is_superseded && (offset >= tried || stuck.contains(&name_of(change)))
+        });
         let mut failed = Vec::new();
         for lot in batch.chunks(LOT) {
             if self.trail.state.lock().ending {
@@ -427,6 +439,24 @@ impl Work {
                 Ok(())
             }
         }
+    }
+
+    /// Learns what waits behind the first segment, unless that was done for this one. Returns how far it is at rest.
+    fn look_ahead(&mut self, extent: Extent) -> u64 {
+        let (rested, waiting) = {
+            let state = self.trail.state.lock();
+            let extents = state.parts.iter().map(|part| Extent { number: part.number, end: part.end });
+            (state.rested, extents.filter(|part| part.end > segment::HEADER as u64).collect::<Vec<_>>())
+        };
+        if waiting.len() < 2 {
+            self.ahead = None;
+        } else if !self.ahead.as_ref().is_some_and(|ahead| ahead.covers(extent)) {
+            // The one before goes first: it is as large.
+            self.ahead = None;
+            // What cannot be read is told when its turn comes.
+            self.ahead = Ahead::of(&self.place, &waiting, || self.trail.background.moved()).ok();
+        }
+        rested
     }
 
     fn come_to_rest(&mut self, extent: Extent) {
@@ -513,5 +543,103 @@ fn merged<'a>(old: Change<'a>, new: Change<'a>) -> Change<'a> {
         }
         (Change::Delete { .. }, Change::Deadline { .. }) => old,
         _ => new,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::backend::Layout;
+    use crate::backend::files::header;
+    use crate::fs::sim::{Image, Op, Sim};
+    use crate::journal::{Journal, Numbers};
+
+    const HOME: &str = "/larder-simulated/store";
+
+    fn put(member: &str, version: u64) -> Change<'_> {
+        Change::Put { collection: "c", member, version, deadline: None, codec: "raw", value: b"v" }
+    }
+
+    fn delete(member: &str, version: u64) -> Change<'_> {
+        Change::Delete { collection: "c", member, version }
+    }
+
+    /// Brings segments with these changes to the files, the first before the others if they come `late`. Returns how many
+    /// files were put in place, and the versions of those that are there.
+    fn follow(segments: &[&[Change<'_>]], late: bool) -> (usize, Vec<(String, u64)>) {
+        let sim = Sim::new(&Image::of_dirs(&["larder-simulated"]), HOME, false);
+        let place = Arc::new(Place::open(Path::new(HOME), Arc::new(sim.clone()), Layout::Files).unwrap());
+        let (numbers, last) = (Arc::new(Numbers::after(0)), Extent { number: 0, end: 0 });
+        let mut journal = Journal::new(place.fs.clone(), place.journal.clone(), numbers, last);
+        let mut follower = Follower::new(place.clone(), Arc::default(), u64::MAX);
+        let mut work = follower.work();
+        // The thread is not started: this one does its work.
+        let mut rest = |follower: &Follower| {
+            let front = follower.trail.state.lock().parts.front().map(|part| (part.number, part.end));
+            let Some((number, end)) = front else { return false };
+            work.apply(Extent { number, end }, false).unwrap();
+            retire(&place, number).unwrap();
+            work.forget();
+            true
+        };
+        sim.record();
+        for (at, changes) in segments.iter().enumerate() {
+            journal.append(&[], changes, 100).unwrap();
+            journal.sync().unwrap();
+            journal.seal();
+            for extent in journal.take_sealed() {
+                follower.durable(extent, true, 0);
+            }
+            if late && at == 0 {
+                assert!(rest(&follower));
+            }
+        }
+        while rest(&follower) {}
+        let renamed = sim.take_log().iter().filter(|op| matches!(op, Op::Rename { .. })).count();
+        let Ok(dir) = place.fs.open_dir(&place.root, "c") else { return (renamed, Vec::new()) };
+        let mut there = Vec::new();
+        for entry in place.fs.list(&dir).unwrap() {
+            let (mut file, mut bytes) = (place.fs.open(&dir, &entry.name).unwrap(), Vec::new());
+            let length = crate::backend::files::load::read_whole(&mut *file, &mut bytes).unwrap();
+            there.push((entry.name, header::decode(&bytes[..length]).unwrap().0.version));
+        }
+        there.sort();
+        (renamed, there)
+    }
+
+    #[test]
+    fn a_member_that_was_overwritten_in_many_segments_costs_one_file() {
+        let segments: Vec<Vec<Change<'_>>> =
+            (0..20).map(|at| vec![put("often", 2 * at + 1), put("too", 2 * at + 2)]).collect();
+        let segments: Vec<&[Change<'_>]> = segments.iter().map(Vec::as_slice).collect();
+        let last = vec![("often".to_owned(), 39), ("too".to_owned(), 40)];
+        assert_eq!(follow(&segments, false), (2, last.clone()));
+        // What comes after the first has been brought to its file is another matter.
+        assert_eq!(follow(&segments, true), (4, last));
+    }
+
+    #[test]
+    fn what_is_deleted_put_again_or_cleared_later_is_as_it_was_left() {
+        let there = |names: &[(&str, u64)]| names.iter().map(|(name, version)| (name.to_string(), *version)).collect();
+        let clear = |version| Change::Clear { collection: "c", version };
+        for late in [false, true] {
+            let more = usize::from(late);
+            // Of what is deleted in a later segment no file is made.
+            let (renamed, found) = follow(&[&[put("a", 1), put("b", 2)], &[delete("a", 3)]], late);
+            assert_eq!((renamed, found), (1 + more, there(&[("b", 2)])));
+            let (renamed, found) = follow(&[&[put("a", 1)], &[delete("a", 2)], &[put("a", 3)]], late);
+            assert_eq!((renamed, found), (1 + more, there(&[("a", 3)])));
+            // A clear takes what is before it, and no more.
+            let (_, found) = follow(&[&[put("a", 1), put("b", 2)], &[clear(3)], &[put("a", 4)]], late);
+            assert_eq!(found, there(&[("a", 4)]));
+            // A deadline needs the value that it was given to.
+            let deadline = Change::Deadline { collection: "c", member: "a", version: 2, deadline: Some(5) };
+            let (_, found) = follow(&[&[put("a", 1)], &[deadline]], late);
+            assert_eq!(found, there(&[("a", 2)]));
+            let (_, found) = follow(&[&[put("a", 1)], &[deadline], &[put("a", 3)]], late);
+            assert_eq!(found, there(&[("a", 3)]));
+        }
     }
 }

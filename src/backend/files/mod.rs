@@ -3,6 +3,7 @@
 //! A batch of changes goes to the journal, and [`sync`](Backend::sync) makes it durable there, with one sync whatever it
 //! holds. The files follow in the background: [`follower`]. `docs/format.md` describes what is on the disk.
 
+mod ahead;
 #[cfg(test)]
 mod faults;
 #[cfg(test)]

@@ -5,13 +5,13 @@
 //! durable as a whole before it has a name: so a crash finds either it or them.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
 use super::compactor::{Aim, Held, Pace};
 use crate::backend::Change;
 use crate::backend::files::place::Place;
 use crate::backend::front::MANY;
+use crate::backend::names::{ByName, Names};
 use crate::error::{Error, Result};
 use crate::fs::{File, write_all_at};
 use crate::journal::frame::{self, Block};
@@ -53,21 +53,11 @@ struct Entry {
     is_delete: bool,
 }
 
-/// 128 bits of a member's name: two of ten million are alike once in 10^24 times.
-struct Names(RandomState, RandomState);
-
-impl Names {
-    fn hash(&self, collection: &str, member: &str) -> u128 {
-        let key = (collection, member);
-        u128::from(self.0.hash_one(key)) << 64 | u128::from(self.1.hash_one(key))
-    }
-}
-
 /// What is in the segments, as they were when the pass began.
 pub(super) struct Index {
     segments: Vec<Counted>,
     names: Names,
-    members: hashbrown::HashMap<u128, Entry, foldhash::fast::RandomState>,
+    members: ByName<Entry>,
     collections: HashMap<Box<str>, u32>,
     /// By collection: the newest clear.
     clears: HashMap<u32, u64>,
@@ -87,8 +77,8 @@ impl Index {
     pub(super) fn of(place: &Place, held: &[Held], pace: &Pace<'_>) -> Result<Index> {
         let mut index = Index {
             segments: Vec::new(),
-            names: Names(RandomState::new(), RandomState::new()),
-            members: hashbrown::HashMap::default(),
+            names: Names::new(),
+            members: ByName::default(),
             collections: HashMap::new(),
             clears: HashMap::new(),
             deadlines: HashMap::new(),
