@@ -99,11 +99,11 @@ impl<V> Form<V> {
     }
 }
 
-/// In this order: what is only read comes before what the table's end is written to.
+/// In this order: what is only read stands beside the end of the table, which is only read, too.
 #[repr(C)]
 pub(crate) struct Shelf<V> {
-    pub(crate) form: Form<V>,
     pub(crate) table: Table<V>,
+    pub(crate) form: Form<V>,
 }
 
 /// What the janitor took: a member as it is to be stored.
@@ -633,6 +633,7 @@ impl<V: Stored> Shelf<V> {
 /// A collection: its bytes, and once it is opened as a type, its values. In this order, as in [`Shelf`].
 #[repr(C)]
 pub(crate) struct Shelves {
+    pub(crate) raw: Shelf<Value>,
     name: Arc<str>,
     pub(crate) id: u32,
     /// Somebody watches the collection.
@@ -641,7 +642,6 @@ pub(crate) struct Shelves {
     /// The version of the last clear that the janitor has not come to; 0 for none. Written with all shards locked, and
     /// taken by the janitor, which is told when it stops being 0: so a clear, too, waits once.
     pub(crate) clear: AtomicU64,
-    pub(crate) raw: Shelf<Value>,
 }
 
 impl Shelves {

@@ -192,26 +192,26 @@ impl<V> Shard<V> {
 /// number, so that none has to be looked at for being too high.
 type Levels<V> = [OnceLock<Box<[Apart<V>]>>; u32::BITS as usize];
 
-/// The first shard comes last, and what every call reads of a table first: far enough apart to stand on other lines of the
-/// cache, and without the gaps that an alignment would cost each of many small collections.
+/// In this order: the first shard, what is seldom looked at, and what every call reads. So what is written and what is read
+/// stand on different lines of the cache, without the gaps that an alignment would cost each of many small collections.
 #[repr(C)]
 pub(crate) struct Table<V> {
-    hasher: NameHasher,
+    root: Shard<V>,
     clock: Arc<Clock>,
-    /// That of the deepest shard. Only grows, so a stale value costs a second look.
-    mask: AtomicU32,
-    /// How many indexes there are. Written with every shard locked, and read under a shard's lock.
-    indexed: AtomicU32,
-    /// Set with every shard locked: the members live elsewhere. Read under a shard's lock.
-    moved: AtomicBool,
-    levels: OnceLock<Box<Levels<V>>>,
     indexes: OnceLock<Box<Indexes<V>>>,
     /// What was replaced while somebody copied the store, and by which version: see [`Ledger::cut`].
     kept: Mutex<Vec<(Found<V>, u64)>>,
     /// How far whoever copies the store has come, as a cursor: what lies before it need not be kept. Written under the
     /// lock of the shard that was copied.
     copied: AtomicU64,
-    root: Shard<V>,
+    levels: OnceLock<Box<Levels<V>>>,
+    hasher: NameHasher,
+    /// That of the deepest shard. Only grows, so a stale value costs a second look.
+    mask: AtomicU32,
+    /// How many indexes there are. Written with every shard locked, and read under a shard's lock.
+    indexed: AtomicU32,
+    /// Set with every shard locked: the members live elsewhere. Read under a shard's lock.
+    moved: AtomicBool,
 }
 
 /// See [`Stored::touch`].
