@@ -3,6 +3,7 @@
 //! ```text
 //! benches/counts/run                   # counts, and fails where something has risen
 //! benches/counts/run --accept "why"    # takes the new counts over into counts.txt
+//! benches/counts/run --misses          # misses of the cache among a million members: ten minutes, and nothing is held against it
 //! ```
 //!
 //! `counts.txt` keeps what was counted, each with a reason. `docs/benchmarks.md` says how it is counted. It needs Linux on
@@ -51,9 +52,11 @@ fn main() -> ExitCode {
         [] => check(),
         ["--accept", reason] if !reason.trim().is_empty() && !reason.contains(['|', '\n']) => accept(reason),
         ["--test"] => test(),
+        ["--misses"] => misses(),
+        ["--among-many", number] => one(&Operation::all(), number, Operation::run_among_many),
         ["--operation", number] => one(&Operation::all(), number, Operation::run),
         ["--calls", number] => one(&Calls::ALL, number, Calls::run),
-        _ => Err("it takes nothing, --accept \"why\" (in one line, without a |), or --test".into()),
+        _ => Err("it takes nothing, --accept \"why\" (in one line, without a |), --misses, or --test".into()),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,
@@ -79,6 +82,17 @@ fn test() -> Result<bool> {
                 return Err(format!("{what} {number}: {status}").into());
             }
         }
+    }
+    Ok(true)
+}
+
+fn misses() -> Result<bool> {
+    println!("| misses per operation, 1,000,000 members | of 512 KiB | of 32 MiB |\n| --- | --- | --- |");
+    let counted = in_parallel(&Operation::missing(), |&(number, operation)| {
+        valgrind::misses(number, operation).map(|misses| (operation, misses))
+    })?;
+    for (operation, misses) in counted {
+        println!("| {operation} | {:.2} | {:.2} |", misses.own, misses.shared);
     }
     Ok(true)
 }
@@ -153,35 +167,44 @@ fn toolchain() -> Result<String> {
     Ok(format!("rustc {rustc}, glibc {glibc}, x86_64"))
 }
 
-/// Everything, several at a time: processes do not disturb each other's counts.
+/// Everything.
 fn count() -> Result<Vec<Count>> {
     let operations = Operation::all();
+    let numbers: Vec<usize> = (0..operations.len() + Calls::ALL.len()).collect();
+    let counts = in_parallel(&numbers, |&number| match operations.get(number) {
+        Some(operation) => of_operation(number, *operation),
+        None => {
+            let number = number - operations.len();
+            of_calls(number, Calls::ALL[number])
+        }
+    })?;
+    let mut counts: Vec<Count> = counts.into_iter().flatten().collect();
+    counts.sort_by_key(|count| count.unit as u8);
+    Ok(counts)
+}
+
+/// Several at a time, for processes do not disturb each other's counts; in their order.
+fn in_parallel<T: Sync, R: Send>(all: &[T], work: impl Fn(&T) -> Result<R> + Sync) -> Result<Vec<R>> {
     let next = AtomicUsize::new(0);
-    let work = || -> Result<Vec<(usize, Vec<Count>)>> {
-        let mut counts = Vec::new();
+    let some = || -> Result<Vec<(usize, R)>> {
+        let mut done = Vec::new();
         loop {
             let number = next.fetch_add(1, Ordering::Relaxed);
-            let these = match (operations.get(number), number.checked_sub(operations.len())) {
-                (Some(operation), _) => of_operation(number, *operation)?,
-                (None, Some(number)) if number < Calls::ALL.len() => of_calls(number, Calls::ALL[number])?,
-                _ => return Ok(counts),
-            };
-            counts.push((number, these));
+            let Some(one) = all.get(number) else { return Ok(done) };
+            done.push((number, work(one)?));
         }
     };
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let mut counts = Vec::new();
+    let mut done = Vec::new();
     std::thread::scope(|scope| -> Result<()> {
-        let threads: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        let threads: Vec<_> = (0..threads).map(|_| scope.spawn(some)).collect();
         for thread in threads {
-            counts.extend(thread.join().map_err(|_| "a thread panicked")??);
+            done.extend(thread.join().map_err(|_| "a thread panicked")??);
         }
         Ok(())
     })?;
-    counts.sort_by_key(|(number, _)| *number);
-    let mut counts: Vec<Count> = counts.into_iter().flat_map(|(_, counts)| counts).collect();
-    counts.sort_by_key(|count| count.unit as u8);
-    Ok(counts)
+    done.sort_by_key(|(number, _)| *number);
+    Ok(done.into_iter().map(|(_, done)| done).collect())
 }
 
 fn of_operation(number: usize, operation: Operation) -> Result<Vec<Count>> {

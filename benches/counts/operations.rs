@@ -14,6 +14,10 @@ use crate::maps::{ByKey, Flat, FlatTyped, Key, Map, Typed};
 /// eighths, so that hardly any seed of the names' hashes makes one of them grow or split once more, or once less.
 pub(crate) const MEMBERS: usize = 16 * 1_330;
 
+/// Where misses of the cache are counted: so many members, and so many operations.
+pub(crate) const MANY: usize = 1_000_000;
+pub(crate) const SOME: usize = 100_000;
+
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum Where {
     Dashmap,
@@ -68,6 +72,42 @@ impl Operation {
 
     pub(crate) fn gets(self) -> bool {
         matches!(self.what, What::GetHit | What::GetMiss)
+    }
+
+    /// Those whose misses are counted: in RAM, where there are many members.
+    pub(crate) fn missing() -> Vec<(usize, Operation)> {
+        let all = Operation::all().into_iter().enumerate();
+        all.filter(|(_, operation)| operation.place != Where::Directory && operation.what != What::GetMiss).collect()
+    }
+
+    /// Does it to a million members, in an order that has nothing to do with where they lie. For [`crate::valgrind::misses`].
+    pub(crate) fn run_among_many(self) -> Result<()> {
+        match (self.place, self.face) {
+            (Where::Dashmap, Face::ByKey) => self.among_many(&Flat::new()),
+            (Where::Dashmap, Face::Typed) => self.among_many(&FlatTyped::new()),
+            (_, Face::ByKey) => self.among_many(&ByKey(Store::in_memory())),
+            (_, Face::Typed) => self.among_many(&Typed::new(&Store::in_memory())?),
+        }
+        // Freeing a million values would take as long as all the rest.
+        std::process::exit(0)
+    }
+
+    fn among_many(self, map: &impl Map) {
+        /// Prime, and no divisor of so many: each is met once, far from the one before.
+        const STEP: usize = 7_368_787;
+        for number in 0..MANY {
+            map.put(&Key::new(number));
+        }
+        let is_new = self.what == What::PutNew;
+        measured(&mut || {
+            for at in 0..SOME {
+                // New ones are a tenth of what there is.
+                let number = if is_new { MANY + at } else { (at * STEP) % MANY };
+                let key = Key::new(number);
+                let done = if self.gets() { map.get(&key) } else { map.put(&key) };
+                black_box(done);
+            }
+        });
     }
 
     /// Runs it, and prints what it asked the allocator for: how often, and for how many bytes.

@@ -4,7 +4,7 @@ use std::process::{Command, Output};
 
 use crate::Result;
 use crate::calls::{BEGIN, Calls, END};
-use crate::operations::{MEMBERS, Operation};
+use crate::operations::{MEMBERS, Operation, SOME};
 
 /// Of one operation.
 pub(crate) struct Cost {
@@ -44,6 +44,36 @@ pub(crate) fn cost(number: usize, operation: Operation) -> Result<Cost> {
     }
     let each = |count: f64| count / MEMBERS as f64;
     Ok(Cost { instructions: each(collected), allocations: each(times), bytes: each(bytes) })
+}
+
+/// Of one operation among many members, in caches that valgrind simulates: of 64-byte lines, without anything that fetches ahead.
+pub(crate) struct Misses {
+    /// In a cache of the size of a core's own second level, 512 KiB.
+    pub(crate) own: f64,
+    /// In one of the size of the third level, 32 MiB.
+    pub(crate) shared: f64,
+}
+
+pub(crate) fn misses(number: usize, operation: Operation) -> Result<Misses> {
+    let tool = [
+        "--tool=callgrind",
+        "--callgrind-out-file=/dev/null",
+        "--toggle-collect=*operations*measured*",
+        "--cache-sim=yes",
+        "--D1=524288,8,64",
+        "--LL=33554432,16,64",
+    ];
+    let output = run(&tool, &["--among-many", &number.to_string()])?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    let find = |name: &str| {
+        let line = said.lines().find_map(|line| line.split_once(name))?.1;
+        let total = line.split_once('(')?.0.trim().replace(',', "");
+        total.parse::<f64>().ok().map(|total| total / SOME as f64)
+    };
+    match (find("D1  misses:"), find("LLd misses:")) {
+        (Some(own), Some(shared)) => Ok(Misses { own, shared }),
+        _ => Err(format!("{operation}: not understood: {said}").into()),
+    }
 }
 
 /// Between the two marks.
