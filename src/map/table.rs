@@ -11,6 +11,7 @@
 
 use std::collections::BTreeSet;
 use std::hash::{BuildHasher, Hasher};
+use std::num::Wrapping;
 use std::sync::{Arc, OnceLock};
 
 use hashbrown::HashTable;
@@ -102,10 +103,11 @@ pub(super) struct Inner<V> {
     slots: HashTable<Slot<V>>,
     /// Members that are not tombstones.
     live: u32,
-    /// Bytes of names and values of live members.
-    bytes: u64,
-    /// Sum of `at_risk`.
-    at_risk: usize,
+    /// Bytes of names and values of live members. What it is of one shard means nothing, only the sum over a table does: a split leaves
+    /// it where it is, for to learn what each member weighs takes longer than to move it.
+    bytes: Wrapping<u64>,
+    /// Sum of `at_risk`, likewise.
+    at_risk: Wrapping<usize>,
     /// The highest version that was written here.
     pub(super) newest: u64,
     /// Of the members that have one, if any ever had.
@@ -178,7 +180,8 @@ struct Apart<V>(Shard<V>);
 
 impl<V> Shard<V> {
     fn new() -> Self {
-        let inner = Inner { slots: HashTable::new(), live: 0, bytes: 0, at_risk: 0, newest: 0, deadlines: None };
+        let (bytes, at_risk) = (Wrapping(0), Wrapping(0));
+        let inner = Inner { slots: HashTable::new(), live: 0, bytes, at_risk, newest: 0, deadlines: None };
         Shard { mask: AtomicU32::new(0), inner: RwLock::new(inner) }
     }
 
@@ -396,7 +399,7 @@ pub(crate) struct Cleared<V> {
 type Guards<'a, V> = Vec<(u32, RwLockWriteGuard<'a, Inner<V>>)>;
 
 /// What of a shard is counted: live members, bytes, bytes at risk, deadlines.
-type Parts<'a> = (&'a mut u32, &'a mut u64, &'a mut usize, &'a mut Option<Box<Deadlines>>);
+type Parts<'a> = (&'a mut u32, &'a mut Wrapping<u64>, &'a mut Wrapping<usize>, &'a mut Option<Box<Deadlines>>);
 
 /// What a scan calls with each member.
 type Pick<'a, V> = dyn FnMut(&Member, &V, Stamp, Option<u64>) + 'a;
@@ -534,10 +537,6 @@ impl<V: Stored> Table<V> {
         let mut born = child.inner.write();
         born.newest = inner.newest;
 
-        if V::WEIGHT.is_none() {
-            // What each value weighs stands where it lies.
-            touch(inner.slots.iter());
-        }
         let expected = inner.slots.len() / 2 + inner.slots.len() / 16;
         let mut kept = HashTable::with_capacity(expected);
         let mut given = HashTable::with_capacity(expected);
@@ -548,15 +547,10 @@ impl<V: Stored> Table<V> {
                 kept.insert_unique(hash, slot, rehash);
                 continue;
             }
-            if let Some(value) = &slot.value {
-                let bytes = (slot.member.len() + value.weight()) as u64;
+            if slot.value.is_some() {
                 born.live += 1;
-                born.bytes += bytes;
                 inner.live -= 1;
-                inner.bytes -= bytes;
             }
-            born.at_risk += slot.at_risk();
-            inner.at_risk -= slot.at_risk();
             if slot.stamp.expires() {
                 let deadline = inner.deadlines.as_mut().and_then(|some| some.of.remove(&slot.member));
                 Deadlines::set(&mut born.deadlines, &self.hasher, &slot.member, deadline);
@@ -729,7 +723,8 @@ impl<V: Stored> Table<V> {
             let was_at_risk = slot.at_risk();
             if persists {
                 ledger.charge(weight as isize - was_at_risk as isize)?;
-                *at_risk = *at_risk - was_at_risk + weight;
+                *at_risk -= was_at_risk;
+                *at_risk += weight;
             }
             let old_stamp = slot.stamp;
             let watching = ledger.watch();
@@ -971,11 +966,13 @@ impl<V: Stored> Table<V> {
             if ledger.charge(weight as isize - was_at_risk as isize).is_err() {
                 return Err(value);
             }
-            inner.at_risk = inner.at_risk - was_at_risk + weight;
+            inner.at_risk -= was_at_risk;
+            inner.at_risk += weight;
         }
         let version = ledger.next_version();
         inner.newest = version;
-        inner.bytes = inner.bytes - old_weight as u64 + weight as u64;
+        inner.bytes -= old_weight as u64;
+        inner.bytes += weight as u64;
         let old_stamp = std::mem::replace(&mut slot.stamp, Stamp::new(version, codec, persists));
         let old_value = Some(std::mem::replace(old, value));
         if old_stamp.version() <= ledger.cut() {
@@ -1050,7 +1047,8 @@ impl<V: Stored> Table<V> {
         if ledger.persists() {
             let was_at_risk = slot.at_risk();
             ledger.charge(name as isize - was_at_risk as isize)?;
-            *at_risk = *at_risk - was_at_risk + name;
+            *at_risk -= was_at_risk;
+            *at_risk += name;
         }
         let is_indexed = self.indexed.load(Ordering::Relaxed) > 0;
         // Before the rings of those who watch: see `map/index.rs`.
@@ -1212,18 +1210,19 @@ impl<V: Stored> Table<V> {
         }
         cleared._indexed = indexes.iter_mut().map(|content| content.clear()).collect();
         drop(indexes);
-        let mut freed = 0;
+        let mut freed: Wrapping<usize> = all.iter().map(|(_, inner)| inner.at_risk).sum();
+        // Every dirty member counts something.
+        let some_are_dirty = freed.0 > 0;
         for (_, inner) in &mut all {
             cleared.members += inner.live as usize - inner.expired(self.clock.reached());
             for (member, deadline) in inner.deadlines.take().into_iter().flat_map(|some| some.of) {
                 ledger.schedule(&member, Some(deadline), None);
             }
-            freed += inner.at_risk;
             let slots = std::mem::take(&mut inner.slots);
-            if inner.at_risk == 0 {
+            inner.at_risk = Wrapping(0);
+            if !some_are_dirty || !slots.iter().any(|slot| slot.stamp.dirty()) {
                 cleared._tables.push(slots);
             } else {
-                inner.at_risk = 0;
                 for slot in slots {
                     cleared._values.extend(slot.value);
                     if slot.stamp.dirty() {
@@ -1235,9 +1234,9 @@ impl<V: Stored> Table<V> {
                 }
                 freed -= inner.at_risk;
             }
-            (inner.live, inner.bytes, inner.newest) = (0, 0, version);
+            (inner.live, inner.bytes, inner.newest) = (0, Wrapping(0), version);
         }
-        ledger.charge(-(freed as isize))?;
+        ledger.charge(-(freed.0 as isize))?;
         Ok(cleared)
     }
 
@@ -1475,7 +1474,7 @@ impl<V: Stored> Table<V> {
 
     /// Calls `f` with the numbers of every shard in turn: live members, and bytes of names and values.
     pub(crate) fn tally(&self) -> Result<(usize, u64), Refused> {
-        let (mut live, mut bytes) = (0, 0);
+        let (mut live, mut bytes) = (0, Wrapping(0));
         let mut cursor = Some(0u64);
         while let Some(at) = cursor {
             let bits = (at as u32).reverse_bits();
@@ -1491,7 +1490,7 @@ impl<V: Stored> Table<V> {
                 cursor = (next < 1 << 32).then_some(next);
             }
         }
-        Ok((live, bytes))
+        Ok((live, bytes.0))
     }
 
     /// Calls `found` with the members that have a deadline.
@@ -1555,11 +1554,11 @@ impl<V: Stored> Table<V> {
             drop(all);
             return Err(Stale { made, newer });
         }
-        let mut charge = 0isize;
+        let at_risk: Wrapping<usize> = all.iter().map(|(_, inner)| inner.at_risk).sum();
+        let mut charge = -(at_risk.0 as isize);
         let mut emptied = Vec::new();
         for (_, inner) in &mut all {
-            charge -= inner.at_risk as isize;
-            (inner.live, inner.bytes, inner.at_risk) = (0, 0, 0);
+            (inner.live, inner.bytes, inner.at_risk) = (0, Wrapping(0), Wrapping(0));
             let deadlines = inner.deadlines.take();
             for slot in std::mem::take(&mut inner.slots) {
                 let deadline = if slot.stamp.expires() { Deadlines::get(&deadlines, &slot.member) } else { None };
@@ -1695,7 +1694,8 @@ mod tests {
     #[test]
     fn many_are_taken_once_each_wherever_they_are_until_somebody_has_enough() {
         let (table, ledger) = filled(1000);
-        let at_risk = |table: &Table<Value>| table.lock_all().iter().map(|(_, inner)| inner.at_risk).sum::<usize>();
+        let at_risk =
+            |table: &Table<Value>| table.lock_all().iter().map(|(_, inner)| inner.at_risk).sum::<Wrapping<_>>().0;
         let names: Vec<Member> = (0..1000).chain([5, 5]).map(|n: i32| Member::from(n.to_string())).collect();
         let members: Vec<&Member> = names.iter().collect();
         assert_eq!(at_risk(&table), members[..1000].iter().map(|name| name.len() + 8).sum::<usize>());
@@ -1812,7 +1812,7 @@ mod tests {
     #[test]
     fn what_is_at_risk_is_what_is_dirty() {
         let (table, ledger) = filled(1000);
-        let sum = |table: &Table<Value>| table.lock_all().iter().map(|(_, inner)| inner.at_risk).sum::<usize>();
+        let sum = |table: &Table<Value>| table.lock_all().iter().map(|(_, inner)| inner.at_risk).sum::<Wrapping<_>>().0;
         let all: usize = (0..1000u32).map(|number| number.to_string().len() + 8).sum();
         assert_eq!(sum(&table), all);
         let taken = table.take("7").unwrap().unwrap();
