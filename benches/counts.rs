@@ -88,7 +88,7 @@ fn test() -> Result<bool> {
 
 fn misses() -> Result<bool> {
     println!("| misses per operation, 1,000,000 members | of 512 KiB | of 32 MiB |\n| --- | --- | --- |");
-    let counted = in_parallel(&Operation::missing(), |&(number, operation)| {
+    let counted = in_parallel(&Operation::counted_for_misses(), |&(number, operation)| {
         valgrind::misses(number, operation).map(|misses| (operation, misses))
     })?;
     for (operation, misses) in counted {

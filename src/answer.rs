@@ -1,7 +1,7 @@
 //! One answer to one question, from the thread that was asked to the one that waits.
 //!
-//! Whoever waits sleeps at once: where many threads wait for one sync, to look a few times before that costs more switches
-//! between them than the sleep.
+//! It knows nothing of who they are. To wait is to sleep at once, without looking a few times before as a channel does: whether
+//! that is worth it depends on how soon the answer comes, and who knows that looks by [`Answer::get`].
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

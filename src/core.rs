@@ -9,6 +9,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use crate::answer::{Answer, Unanswered, question};
+use crate::apart::Apart;
 use crate::backend::backup::back_up;
 use crate::backend::{Backend, Change, Inflow, Layout, Loader, Progress, Quarantined, Sink, Stage};
 use crate::background::Population;
@@ -102,10 +103,6 @@ impl Drop for Cut<'_> {
         drop(kept);
     }
 }
-
-/// On a cache line of its own.
-#[repr(align(64))]
-struct Apart<T>(T);
 
 /// The names of codecs, by the small number that a member's stamp has room for.
 struct Codecs(Mutex<Vec<Arc<str>>>);

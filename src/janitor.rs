@@ -294,11 +294,16 @@ impl Link {
         }
     }
 
+    /// How long the last sync took.
+    fn last_sync(&self) -> Duration {
+        Duration::from_nanos(self.sync.load(Ordering::Relaxed))
+    }
+
     /// How long somebody who waits for a write of his watches for the answer before he sleeps: it is worth it where a sync is
     /// quick. One may be under way, and then the next serves him, after others have come.
     pub(crate) fn watch(&self) -> Duration {
         const QUICK: Duration = Duration::from_micros(500);
-        let sync = Duration::from_nanos(self.sync.load(Ordering::Relaxed));
+        let sync = self.last_sync();
         if sync <= QUICK && !cfg!(shuttle) { 4 * sync } else { Duration::ZERO }
     }
 
@@ -367,8 +372,6 @@ struct Applied {
 struct Crowd {
     /// How many there were when some of them were last answered.
     size: usize,
-    /// How long the last sync took.
-    sync: Duration,
     /// They were waited for in vain: so many times they will not be waited for.
     rest: u32,
     /// How many times it was the last time that this happened.
@@ -376,8 +379,8 @@ struct Crowd {
 }
 
 impl Crowd {
-    /// How long those that are missing are waited for: less than what a sync without them would cost.
-    fn patience(&mut self, here: usize) -> Duration {
+    /// How long those that are missing are waited for, if a sync takes so long: less than one without them would cost.
+    fn patience(&mut self, here: usize, sync: Duration) -> Duration {
         if here >= self.size {
             return Duration::ZERO;
         }
@@ -386,7 +389,7 @@ impl Crowd {
                 self.rest = rest;
                 Duration::ZERO
             }
-            None => self.sync / 2,
+            None => sync / 2,
         }
     }
 
@@ -614,7 +617,7 @@ impl Janitor {
     /// Waits for the rest of those that were answered together.
     fn let_them_come(&mut self) {
         let here = self.flushes.len();
-        let patience = if here > 0 { self.crowd.patience(here) } else { Duration::ZERO };
+        let patience = if here > 0 { self.crowd.patience(here, self.link.last_sync()) } else { Duration::ZERO };
         if patience.is_zero() {
             return;
         }
@@ -1082,8 +1085,7 @@ impl Janitor {
         let Some(engine) = core.engine() else { return Ok(()) };
         let began = Instant::now();
         let synced = self.link.calling(|| self.backend.sync());
-        self.crowd.sync = began.elapsed();
-        self.link.sync.store(self.crowd.sync.as_nanos() as u64, Ordering::Relaxed);
+        self.link.sync.store(began.elapsed().as_nanos() as u64, Ordering::Relaxed);
         self.applied_since = None;
         let applied = std::mem::take(&mut self.applied);
         let clears = std::mem::take(&mut self.applied_clears);
@@ -1254,24 +1256,24 @@ mod tests {
     #[test]
     fn a_crowd_is_waited_for_as_long_as_it_comes() {
         let sync = Duration::from_micros(200);
-        let mut crowd = Crowd { size: 16, sync, ..Crowd::default() };
+        let mut crowd = Crowd { size: 16, ..Crowd::default() };
         // All are here.
-        assert_eq!(crowd.patience(16), Duration::ZERO);
+        assert_eq!(crowd.patience(16, sync), Duration::ZERO);
         for _ in 0..100 {
-            assert_eq!(crowd.patience(8), sync / 2);
+            assert_eq!(crowd.patience(8, sync), sync / 2);
             crowd.came(4, 8);
         }
         // It does not come any more: it is waited for ever more seldom.
         for rest in [1, 2, 4, 8, 16, 32, 64, 64] {
-            assert_eq!(crowd.patience(8), sync / 2);
+            assert_eq!(crowd.patience(8, sync), sync / 2);
             crowd.came(3, 8);
             for _ in 0..rest {
-                assert_eq!(crowd.patience(8), Duration::ZERO);
+                assert_eq!(crowd.patience(8, sync), Duration::ZERO);
             }
         }
         // It is back.
-        assert_eq!(crowd.patience(1), sync / 2);
+        assert_eq!(crowd.patience(1, sync), sync / 2);
         crowd.came(15, 15);
-        assert_eq!(crowd.patience(1), sync / 2);
+        assert_eq!(crowd.patience(1, sync), sync / 2);
     }
 }

@@ -99,6 +99,7 @@
 #![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used))]
 
 mod answer;
+mod apart;
 pub mod backend;
 mod background;
 mod clock;

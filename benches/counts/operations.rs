@@ -75,7 +75,7 @@ impl Operation {
     }
 
     /// Those whose misses are counted: in RAM, where there are many members.
-    pub(crate) fn missing() -> Vec<(usize, Operation)> {
+    pub(crate) fn counted_for_misses() -> Vec<(usize, Operation)> {
         let all = Operation::all().into_iter().enumerate();
         all.filter(|(_, operation)| operation.place != Where::Directory && operation.what != What::GetMiss).collect()
     }
@@ -93,7 +93,7 @@ impl Operation {
     }
 
     fn among_many(self, map: &impl Map) {
-        /// Prime, and no divisor of so many: each is met once, far from the one before.
+        /// Has no divisor in common with `MANY`: each is met once, far from the one before.
         const STEP: usize = 7_368_787;
         for number in 0..MANY {
             puts(map, &[Key::new(number)]);

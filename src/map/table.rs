@@ -19,6 +19,7 @@ use hashbrown::hash_table::{Entry, OccupiedEntry};
 
 use super::index::{self, Duplicate, Index, Indexes, SortKey};
 use super::{Held, Ledger, Refused, Stamp, Stored, Told};
+use crate::apart::Apart;
 use crate::clock::Clock;
 use crate::rare::Rare;
 use crate::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -103,8 +104,8 @@ pub(super) struct Inner<V> {
     slots: HashTable<Slot<V>>,
     /// Members that are not tombstones.
     live: u32,
-    /// Bytes of names and values of live members. What it is of one shard means nothing, only the sum over a table does: a split leaves
-    /// it where it is, for to learn what each member weighs takes longer than to move it.
+    /// Bytes of names and values of live members. Of one shard it means nothing, only the sum over a table does: a split
+    /// leaves it where it is, for to learn what each member weighs takes longer than to move it.
     bytes: Wrapping<u64>,
     /// Sum of `at_risk`, likewise.
     at_risk: Wrapping<usize>,
@@ -174,10 +175,6 @@ pub(super) struct Shard<V> {
     pub(super) inner: RwLock<Inner<V>>,
 }
 
-/// On lines of the cache that no other shard is on.
-#[repr(align(64))]
-struct Apart<V>(Shard<V>);
-
 impl<V> Shard<V> {
     fn new() -> Self {
         let (bytes, at_risk) = (Wrapping(0), Wrapping(0));
@@ -193,7 +190,7 @@ impl<V> Shard<V> {
 
 /// `levels[k]` holds the shards whose number has its highest bit at `k`: 2^k of them. There is a place for every bit of a
 /// number, so that none has to be looked at for being too high.
-type Levels<V> = [OnceLock<Box<[Apart<V>]>>; u32::BITS as usize];
+type Levels<V> = [OnceLock<Box<[Apart<Shard<V>>]>>; u32::BITS as usize];
 
 /// In this order: the first shard, what is seldom looked at, and what every call reads. So what is written and what is read
 /// stand on different lines of the cache, without the gaps that an alignment would cost each of many small collections.

@@ -2,7 +2,8 @@
 //! there need not come to its file: so a member that is overwritten all the time costs a file for all that waits, and not
 //! one for each segment.
 //!
-//! It is read once for all segments that are there at that time: two hashes and a version for each member in them.
+//! It is read once for all segments that are there at that time: two hashes and a version for each member in them. It
+//! knows the journal's frames, and nothing of files, nor of when they are written.
 
 use std::collections::HashMap;
 

@@ -127,9 +127,9 @@ fn read(fs: &dyn Fs, root: &Dir, chunk: &Chunk, loader: &Loader<'_>) -> Result<(
 
 /// Reads a file, but no further than its header says, and one byte: what cannot be a member's file is not read whole.
 ///
-/// A read that gives less than it was asked for has come to the end (on every system but for a signal, or a disk that fails, in
-/// the middle). Where that is the end that the header tells of, it is not asked for again: that would be a fifth of the
-/// calls that a file takes.
+/// A read that gives less than it was asked for has come to the end (but for a signal, or a disk that fails, in the middle).
+/// Where that is the end that the header tells of, it is not asked for again: that would be one of the four calls that a
+/// file takes.
 pub(in crate::backend) fn read_whole(file: &mut dyn File, buffer: &mut Vec<u8>) -> io::Result<usize> {
     buffer.resize(buffer.len().max(FIRST_READ), 0);
     let start = &mut buffer[..FIRST_READ];
