@@ -21,7 +21,7 @@ use crate::fs::Native;
 use crate::future::{self, Waiter};
 use crate::janitor::{self, Concern, Link, Msg};
 use crate::key::{self, MAX_VALUE};
-use crate::map::{Ledger, MAX_VERSION, Named, Refused, Registry, Stamp, Told, Watching};
+use crate::map::{KeyId, Ledger, MAX_VERSION, Named, Refused, Registry, Stamp, Told, Watching};
 use crate::options::{Durability, Knobs, Options};
 use crate::rare::Rare;
 use crate::report::{BackupReport, CloseReport, LoadReport};
@@ -492,9 +492,10 @@ impl Ledger for Lane<'_> {
     }
 
     #[inline]
-    fn dirty(&self, member: &Member) {
+    fn dirty(&self, member: &Member, place: u32) {
         // Fails only when the janitor is dead, which every write finds out before it comes here or after.
-        self.engine.send(Msg::Key { collection: self.shelves.id, member: member.clone() });
+        let member = member.clone();
+        self.engine.send(Msg::Key(KeyId { collection: self.shelves.id, place, member }));
     }
 
     fn schedule(&self, member: &Member, old: Option<u64>, new: Option<u64>) {

@@ -12,12 +12,13 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::answer::Reply;
+use crate::applied::{Applied, ByKey};
 use crate::backend::{Backend, Change};
 use crate::background::Background;
 use crate::core::Core;
 use crate::error::{Error, Result};
 use crate::key;
-use crate::map::Named;
+use crate::map::{KeyId, Named};
 use crate::options::Durability;
 use crate::report::Health;
 use crate::shelf::{Load, Payload, Shelves, panic_message};
@@ -50,7 +51,7 @@ const CHECKPOINT: Duration = Duration::from_secs(5);
 /// What the janitor is told. Keys and clears are sent under the lock of the shard that they concern.
 pub(crate) enum Msg {
     /// The member was clean and is dirty.
-    Key { collection: u32, member: Member },
+    Key(KeyId),
     /// The collection was cleared. At which version, it says itself.
     Clear { collection: u32 },
     /// A transaction, sent under the locks of all the shards that it wrote to. Its members' keys are not sent.
@@ -352,18 +353,27 @@ impl Link {
     }
 }
 
-/// A key, as small as it gets.
-type KeyId = (u32, Member);
-
 /// Whoever chooses names could not make these slow: the hash is seeded at random.
 type HashMap<K, V> = hashbrown::HashMap<K, V, NameHasher>;
 type HashSet<K> = hashbrown::HashSet<K, NameHasher>;
 
-/// A change that the backend has applied and not yet synced.
-struct Applied {
+/// What was taken of the member with the key of this number, and is to be stored.
+struct Taken {
+    at: u32,
+    /// Its place among those of the batch.
+    codec: u8,
+    payload: Payload,
     version: u64,
-    deleted: bool,
+    deadline: Option<u64>,
+    /// What it counts among the bytes not yet durable.
     charge: usize,
+}
+
+impl Taken {
+    fn new(at: usize, load: Load, charge: usize, codec: u8) -> Taken {
+        let Load { payload, version, deadline, .. } = load;
+        Taken { at: at as u32, codec, payload, version, deadline, charge }
+    }
 }
 
 /// Those who wait for writes of theirs in `Immediate` mode. Most often those that are answered together write again at once:
@@ -419,7 +429,7 @@ pub(crate) fn run(core: Arc<Core>, backend: Box<dyn Backend>, inbox: Receiver<Ms
         transactions: VecDeque::new(),
         late: Vec::new(),
         overtaken: Vec::new(),
-        applied: HashMap::default(),
+        applied: ByKey::default(),
         applied_transactions: Vec::new(),
         applied_clears: HashMap::default(),
         applied_since: None,
@@ -464,7 +474,7 @@ struct Janitor {
     late: Vec<Msg>,
     /// Written again since a transaction that has just been offered: they come next.
     overtaken: Vec<KeyId>,
-    applied: HashMap<KeyId, Applied>,
+    applied: ByKey,
     applied_transactions: Vec<Transaction>,
     applied_clears: HashMap<u32, u64>,
     /// When the oldest of what is applied and not synced came.
@@ -583,7 +593,7 @@ impl Janitor {
                 }
                 self.drain();
             }
-            if !self.somebody_waits() {
+            if !self.somebody_waits() && self.inbox.len() < BATCH_KEYS {
                 // Nothing is lost if this is cut short or not: it only makes batches larger.
                 _ = self.urgent.recv_timeout(GATHER);
             }
@@ -690,9 +700,9 @@ impl Janitor {
             self.mark = (Instant::now(), self.inbox.len());
         }
         match message {
-            Msg::Key { collection, member } => {
+            Msg::Key(key) => {
                 self.link.in_hand.fetch_add(1, Ordering::Relaxed);
-                self.fresh.push((collection, member));
+                self.fresh.push(key);
             }
             Msg::Clear { collection } => {
                 let version = self.engine().registry.by_id(collection).clear.swap(0, Ordering::AcqRel);
@@ -751,29 +761,29 @@ impl Janitor {
             keys.extend(self.unencodable.iter().cloned());
         }
         let mut outcome = Ok(());
-        let mut keys = VecDeque::from(self.by_place(keys));
+        let (mut keys, mut at) = (by_place(keys), 0);
         // What is fresh is there once: its mark is set still. What is retried may be fresh, too.
         // So may what was left over, whose mark a transaction has taken.
         let may_repeat = !self.pending.is_empty() || !self.unencodable.is_empty() || self.left_over;
         let mut offered = may_repeat.then(HashSet::default);
         let mut again = true;
         loop {
-            if keys.is_empty() && !self.overtaken.is_empty() {
+            if at == keys.len() && !self.overtaken.is_empty() {
                 // Once more: whoever waits may wait for one of them. What is overtaken then was sent after the waiting began.
                 let overtaken = std::mem::take(&mut self.overtaken);
                 if !std::mem::replace(&mut again, false) {
                     self.fresh.extend(overtaken);
                     break;
                 }
-                keys = overtaken.into();
+                (keys, at) = (overtaken, 0);
                 offered.get_or_insert_default();
             }
-            if keys.is_empty() && self.clears.is_empty() && self.transactions.is_empty() {
+            if at == keys.len() && self.clears.is_empty() && self.transactions.is_empty() {
                 break;
             }
-            if let Err(error) = self.store_batch(&mut keys, &mut offered) {
+            if let Err(error) = self.store_batch(&mut keys, &mut at, &mut offered) {
                 outcome = Err(error);
-                for key in keys.into_iter().chain(std::mem::take(&mut self.overtaken)) {
+                for key in keys.drain(at..).chain(std::mem::take(&mut self.overtaken)) {
                     self.pending.entry(key).or_insert(0);
                 }
                 break;
@@ -784,78 +794,70 @@ impl Janitor {
         outcome
     }
 
-    /// Those of one shard together, if there are many.
-    fn by_place(&self, mut keys: Vec<KeyId>) -> Vec<KeyId> {
-        const MANY: usize = 64;
-        if keys.len() < MANY {
-            return keys;
-        }
-        let mut shelves: HashMap<u32, Arc<Shelves>> = HashMap::default();
-        let place = |(index, (id, member)): (usize, &KeyId)| {
-            let shelves = shelves.entry(*id).or_insert_with(|| self.engine().registry.by_id(*id));
-            (*id, shelves.current().place(member), index)
-        };
-        let mut order: Vec<(u32, u32, usize)> = keys.iter().enumerate().map(place).collect();
-        order.sort_unstable();
-        order.into_iter().map(|(.., index)| std::mem::take(&mut keys[index])).collect()
-    }
-
-    /// Clears the marks of as many of these keys as one batch holds, and reads what they marked. Those it does not come to
-    /// stay where they are.
+    /// Clears the marks of as many of these keys as one batch holds, and calls `each` with what they marked, one after the
+    /// other. Says how many that were.
     fn take(
         &self,
-        keys: &mut VecDeque<KeyId>,
+        keys: &[KeyId],
         collections: &mut HashMap<u32, Arc<Shelves>>,
         buffer: &mut Vec<u8>,
-    ) -> Vec<(KeyId, Option<Load>)> {
-        let mut chunk: Vec<KeyId> = keys.drain(..keys.len().min(BATCH_KEYS)).collect();
-        let mut loads = Vec::with_capacity(chunk.len());
-        let (mut untaken, mut start, mut bytes) = (Vec::new(), 0, 0);
-        for some in chunk.chunk_by(|(a, _), (b, _)| a == b) {
-            let members: Vec<&Member> = some.iter().map(|(_, member)| member).collect();
-            let mut left: Vec<usize> = (0..some.len()).collect();
-            if bytes < BATCH_BYTES {
-                let id = some[0].0;
-                let shelves = collections.entry(id).or_insert_with(|| self.engine().registry.by_id(id));
-                let mut each = |at: usize, load: Option<Load>| {
-                    bytes += members[at].len() + load.as_ref().map_or(0, |load| load.payload.size());
-                    loads.push((start + at, load));
-                    bytes < BATCH_BYTES
-                };
-                shelves.settled(|shelf| shelf.take(&members, &mut left, buffer, &mut each));
+        mut each: impl FnMut(usize, Option<Load>),
+    ) -> usize {
+        let (mut done, mut bytes) = (0, 0);
+        for some in keys[..keys.len().min(BATCH_KEYS)].chunk_by(|a, b| a.collection == b.collection) {
+            let id = some[0].collection;
+            let shelves = collections.entry(id).or_insert_with(|| self.engine().registry.by_id(id));
+            let (start, mut came) = (done, 0);
+            let mut each = |load: Option<Load>| {
+                let at = done;
+                bytes += keys[at].member.len() + load.as_ref().map_or(0, |load| load.payload.size());
+                each(at, load);
+                done += 1;
+                bytes < BATCH_BYTES
+            };
+            shelves.settled(|shelf| shelf.take(some, &mut came, buffer, &mut each));
+            if done < start + some.len() || bytes >= BATCH_BYTES {
+                break;
             }
-            untaken.extend(left.into_iter().map(|at| start + at));
-            start += some.len();
         }
-        for at in untaken {
-            keys.push_front(std::mem::take(&mut chunk[at]));
-        }
-        loads.into_iter().map(|(at, load)| (std::mem::take(&mut chunk[at]), load)).collect()
+        done
     }
 
-    fn store_batch(&mut self, keys: &mut VecDeque<KeyId>, offered: &mut Option<HashSet<KeyId>>) -> Result<()> {
+    /// Offers the backend one batch, of the keys from number `at` on, which counts those that it came to.
+    fn store_batch(&mut self, keys: &mut [KeyId], at: &mut usize, offered: &mut Option<HashSet<KeyId>>) -> Result<()> {
         let core = self.core.clone();
         let Some(engine) = core.engine() else { return Ok(()) };
+        let keys = &mut keys[*at..];
         // The names that the changes borrow. Most batches touch few collections, one after the other.
         let mut collections = HashMap::default();
         for &id in self.clears.keys() {
             collections.entry(id).or_insert_with(|| engine.registry.by_id(id));
         }
         let mut buffer = Vec::new();
-        let loads = self.take(keys, &mut collections, &mut buffer);
-        let mut taken = Vec::with_capacity(loads.len());
+        let mut taken = Vec::with_capacity(keys.len().min(BATCH_KEYS));
+        let all_are_new = self.pending.is_empty() && self.unencodable.is_empty() && offered.is_none();
         // What the bytes not yet durable change by: told once for the batch, for it is where all writers meet.
         let mut charged = 0;
         let mut codecs: Vec<(u8, Arc<str>)> = Vec::new();
-        for (key, load) in loads {
-            // Most of the time these are empty, and not worth a hash.
-            let held_before = if self.pending.is_empty() { None } else { self.pending.remove(&key) };
-            let retried = held_before.is_some() || self.unencodable.contains(&key);
+        let mut other = Vec::new();
+        *at += self.take(keys, &mut collections, &mut buffer, |at, load| match load {
+            Some(load) if all_are_new && load.dirty && !matches!(load.payload, Payload::Unencodable(_)) => {
+                let charge = keys[at].member.len() + load.payload.size();
+                charged += charge as isize - load.charge as isize;
+                let codec = number_of_codec(&mut codecs, load.codec_id, engine);
+                taken.push(Taken::new(at, load, charge, codec));
+            }
+            load => other.push((at, load)),
+        });
+        for (at, load) in other {
+            let key = &keys[at];
+            let held_before = self.pending.remove(key);
+            let retried = held_before.is_some() || self.unencodable.contains(key);
             let held_before = held_before.unwrap_or(0) as isize;
             let Some(load) = load else {
                 // Cleared since: the clear has its own message.
                 charged -= held_before;
-                self.encodes(&key);
+                self.encodes(key);
                 continue;
             };
             if !load.dirty && !retried {
@@ -863,25 +865,21 @@ impl Janitor {
             }
             if offered.as_mut().is_some_and(|offered| !offered.insert(key.clone())) {
                 // Written again while this batch was put together: one change a member. It comes again with the next.
-                self.pending.insert(key, held_before as usize + load.charge);
+                self.pending.insert(key.clone(), held_before as usize + load.charge);
                 continue;
             }
             if let Payload::Unencodable(_) = load.payload {
                 charged -= held_before + load.charge as isize;
                 let codec = engine.codec_name(load.codec_id);
-                let collection = collections[&key.0].name();
-                self.does_not_encode(key, collection, &codec, load.payload);
+                let collection = collections[&key.collection].name();
+                self.does_not_encode(key.clone(), collection, &codec, load.payload);
                 continue;
             }
-            self.encodes(&key);
-            let charge = key.1.len() + load.payload.size();
+            self.encodes(key);
+            let charge = key.member.len() + load.payload.size();
             charged += charge as isize - (held_before + load.charge as isize);
-            let known = codecs.iter().position(|(id, _)| *id == load.codec_id);
-            let codec = known.unwrap_or_else(|| {
-                codecs.push((load.codec_id, engine.codec_name(load.codec_id)));
-                codecs.len() - 1
-            });
-            taken.push((key, load, charge, codec));
+            let codec = number_of_codec(&mut codecs, load.codec_id, engine);
+            taken.push(Taken::new(at, load, charge, codec));
         }
         engine.adjust_unsaved(charged);
 
@@ -891,19 +889,21 @@ impl Janitor {
         let covered = match self.store_transactions(engine) {
             Ok(covered) => covered,
             Err(error) => {
-                for (key, _, charge, _) in taken {
-                    *self.pending.entry(key).or_insert(0) += charge;
+                for Taken { at, charge, .. } in taken {
+                    *self.pending.entry(std::mem::take(&mut keys[at as usize])).or_insert(0) += charge;
                 }
                 return Err(error);
             }
         };
-        taken.retain(|(key, load, charge, _)| {
-            let is_covered = covered.get(key).is_some_and(|&version| load.version <= version);
-            if is_covered {
-                engine.adjust_unsaved(-(*charge as isize));
-            }
-            !is_covered
-        });
+        if !covered.is_empty() {
+            taken.retain(|Taken { at, version, charge, .. }| {
+                let is_covered = covered.get(&keys[*at as usize]).is_some_and(|newest| version <= newest);
+                if is_covered {
+                    engine.adjust_unsaved(-(*charge as isize));
+                }
+                !is_covered
+            });
+        }
 
         let clears = std::mem::take(&mut self.clears);
         for &id in clears.keys() {
@@ -915,14 +915,15 @@ impl Janitor {
             batch.push(Change::Clear { collection: collections[id].name(), version: *version });
         }
         let mut named: Option<(u32, &str)> = None;
-        for (key, load, _, codec) in &taken {
+        for &Taken { at, codec, ref payload, version, deadline, .. } in &taken {
+            let key = &keys[at as usize];
             // They come collection by collection.
             let (_, collection) = match named {
-                Some(same) if same.0 == key.0 => same,
-                _ => *named.insert((key.0, collections[&key.0].name())),
+                Some(same) if same.0 == key.collection => same,
+                _ => *named.insert((key.collection, collections[&key.collection].name())),
             };
-            let (member, version, deadline, codec) = (key.1.as_str(), load.version, load.deadline, &codecs[*codec].1);
-            batch.push(match &load.payload {
+            let (member, codec) = (key.member.as_str(), &codecs[usize::from(codec)].1);
+            batch.push(match payload {
                 Payload::Shared(value) => Change::Put { collection, member, version, deadline, codec, value },
                 Payload::Encoded(range) => {
                     let value = &buffer[range.clone()];
@@ -956,18 +957,19 @@ impl Janitor {
             let clear = waiting.entry(id).or_insert(version);
             *clear = version.max(*clear);
         }
-        for (index, (key, load, mut charge, _)) in taken.into_iter().enumerate() {
+        for (index, Taken { at, payload, version, mut charge, .. }) in taken.into_iter().enumerate() {
+            let key = std::mem::take(&mut keys[at as usize]);
             if is_failed(offset + index) {
                 *self.pending.entry(key).or_insert(0) += charge;
             } else {
-                let deleted = matches!(load.payload, Payload::Gone);
+                let deleted = matches!(payload, Payload::Gone);
                 let charge = if buffered {
                     handed += std::mem::take(&mut charge);
                     0
                 } else {
                     charge
                 };
-                let applied = Applied { version: load.version, deleted, charge };
+                let applied = Applied { version, deleted, charge };
                 // What it replaces is at risk no more.
                 handed += self.applied.insert(key, applied).map_or(0, |older| older.charge);
             }
@@ -1028,7 +1030,7 @@ impl Janitor {
             drop(changes);
             let Some(transaction) = self.transactions.pop_front() else { break };
             for (write, shelves) in transaction.writes.iter().zip(shelves) {
-                let key = (write.collection, write.member.clone());
+                let key = shelves.key(write.member.clone());
                 // The mark is the transaction's, or was there before it: whoever writes from now on sends the key.
                 let taken = shelves.settled(|shelf| shelf.unmark(&write.member)).flatten();
                 let mut charge = 0;
@@ -1053,14 +1055,19 @@ impl Janitor {
 
     fn encodes(&mut self, key: &KeyId) {
         if !self.unencodable.is_empty() && self.unencodable.remove(key) {
-            let named = key::join(self.engine().registry.by_id(key.0).name(), &key.1);
+            let named = self.name(key);
             self.link.status.lock().unencodable.remove(&named);
         }
     }
 
+    /// As people write it.
+    fn name(&self, key: &KeyId) -> String {
+        key::join(self.engine().registry.by_id(key.collection).name(), &key.member)
+    }
+
     fn does_not_encode(&mut self, key: KeyId, collection: &str, codec: &str, payload: Payload) {
         let Payload::Unencodable(source) = payload else { return };
-        let named = key::join(collection, &key.1);
+        let named = key::join(collection, &key.member);
         let error = Error::codec("encode", named.clone(), codec, source);
         let mut status = self.link.status.lock();
         let since = status.unencodable.get(&named).map_or_else(SystemTime::now, |(since, _)| *since);
@@ -1087,7 +1094,6 @@ impl Janitor {
         let synced = self.link.calling(|| self.backend.sync());
         self.link.sync.store(began.elapsed().as_nanos() as u64, Ordering::Relaxed);
         self.applied_since = None;
-        let applied = std::mem::take(&mut self.applied);
         let clears = std::mem::take(&mut self.applied_clears);
         let mut transactions = std::mem::take(&mut self.applied_transactions);
         if let Err(error) = synced {
@@ -1097,18 +1103,18 @@ impl Janitor {
                 let clear = self.clears.entry(id).or_insert(version);
                 *clear = version.max(*clear);
             }
-            for (key, done) in applied {
+            for (key, done) in self.applied.drain() {
                 *self.pending.entry(key).or_insert(0) += done.charge;
             }
             return Err(error);
         }
         let mut freed = transactions.iter().map(|transaction| transaction.charge).sum::<usize>();
-        self.stored += applied.len() + clears.len();
-        for (key, done) in &applied {
+        self.stored += self.applied.len() + clears.len();
+        for (key, done) in self.applied.drain() {
             freed += done.charge;
             if done.deleted {
-                let shelves = engine.registry.by_id(key.0);
-                shelves.settled(|shelf| shelf.bury(&key.1, done.version));
+                let shelves = engine.registry.by_id(key.collection);
+                shelves.settled(|shelf| shelf.bury(&key.member, done.version));
             }
         }
         engine.adjust_unsaved(-(freed as isize));
@@ -1177,10 +1183,11 @@ impl Janitor {
             Concern::Transaction => Ok(()),
             Concern::Clear { collection } if self.clears.contains_key(&collection) => outcome.clone(),
             Concern::Clear { .. } => Ok(()),
+            Concern::Member { .. } if self.unencodable.is_empty() && self.pending.is_empty() => Ok(()),
             Concern::Member { collection, member } => {
-                let key = (collection, member);
+                let key = self.engine().registry.by_id(collection).key(member);
                 if self.unencodable.contains(&key) {
-                    let named = key::join(self.engine().registry.by_id(key.0).name(), &key.1);
+                    let named = self.name(&key);
                     self.link.status.lock().unencodable.get(&named).map_or(Ok(()), |(_, error)| Err(error.clone()))
                 } else if self.pending.contains_key(&key) {
                     outcome.clone()
@@ -1247,6 +1254,28 @@ impl Janitor {
         }
         self.backend = Box::new(crate::backend::Memory);
     }
+}
+
+/// Those of one shard together, if there are many.
+fn by_place(mut keys: Vec<KeyId>) -> Vec<KeyId> {
+    const MANY: usize = 64;
+    if keys.len() < MANY {
+        return keys;
+    }
+    let mut order: Vec<(u64, u32)> = (0..).zip(&keys).map(|(index, key)| (key.order(), index)).collect();
+    order.sort_unstable();
+    order.into_iter().map(|(_, index)| std::mem::take(&mut keys[index as usize])).collect()
+}
+
+/// The place of a codec among those that a batch has.
+fn number_of_codec(codecs: &mut Vec<(u8, Arc<str>)>, id: u8, engine: &crate::core::Engine) -> u8 {
+    let known = codecs.iter().position(|(known, _)| *known == id);
+    let number = known.unwrap_or_else(|| {
+        codecs.push((id, engine.codec_name(id)));
+        codecs.len() - 1
+    });
+    // There are no more of them than numbers of codecs.
+    number as u8
 }
 
 #[cfg(test)]

@@ -100,6 +100,7 @@
 
 mod answer;
 mod apart;
+mod applied;
 pub mod backend;
 mod background;
 mod clock;

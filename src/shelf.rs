@@ -17,8 +17,8 @@ use crate::error::{Error, Result};
 use crate::janitor::Concern;
 use crate::key;
 use crate::map::{
-    Act, Done, Duplicate, Found, Held, How, Ledger, Locked, Named, New, Only, Reads, Refused, Scan, Seen, SortKey,
-    Stamp, Stored, Table, Taken, Until,
+    Act, Done, Duplicate, Found, Held, How, KeyId, Ledger, Locked, Named, New, Only, Reads, Refused, Scan, Seen,
+    SortKey, Stamp, Stored, Table, Taken, Until, What,
 };
 use crate::sync::NameHasher;
 use crate::sync::atomic::{AtomicBool, AtomicU64};
@@ -54,7 +54,7 @@ pub(crate) struct Form<V> {
 
 enum Encode<V> {
     /// It is bytes already.
-    Share(fn(&V) -> Value),
+    Share(fn(V) -> Value),
     Write(fn(&V, &mut Vec<u8>) -> Result<(), CodecError>),
 }
 
@@ -64,7 +64,7 @@ impl Form<Value> {
             type_name: "bytes",
             codec: RAW,
             codec_id: None,
-            encode: Encode::Share(Value::clone),
+            encode: Encode::Share(|value| value),
             decode: |value| Ok(value.clone()),
         }
     }
@@ -82,14 +82,14 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Form<Arc<T>> {
     }
 }
 
-impl<V> Form<V> {
+impl<V: Clone> Form<V> {
     pub(crate) fn decode(&self, bytes: &Value) -> Result<V, CodecError> {
         (self.decode)(bytes)
     }
 
     fn to_value(&self, value: &V) -> Result<Value, CodecError> {
         match self.encode {
-            Encode::Share(share) => Ok(share(value)),
+            Encode::Share(share) => Ok(share(value.clone())),
             Encode::Write(write) => {
                 let mut bytes = Vec::new();
                 write(value, &mut bytes)?;
@@ -196,16 +196,14 @@ pub(crate) trait AnyShelf: Send + Sync {
     /// bits.
     fn sample(&self, bits: u32, most: usize, sizes: &mut Vec<usize>) -> Result<(), Refused>;
     fn barrier(&self);
-    /// See [`Table::place`].
-    fn place(&self, member: &str) -> u32;
-    /// Clears the marks of those that are `left` of these members, and reads what they marked: see [`Table::take_many`].
+    /// Clears the marks of these members from number `done` on, and reads what they marked: see [`Table::take_many`].
     /// What has to be encoded is appended to the buffer.
     fn take(
         &self,
-        members: &[&Member],
-        left: &mut Vec<usize>,
+        keys: &[KeyId],
+        done: &mut usize,
         buffer: &mut Vec<u8>,
-        each: &mut dyn FnMut(usize, Option<Load>) -> bool,
+        each: &mut dyn FnMut(Option<Load>) -> bool,
     ) -> Result<(), Refused>;
     /// As `take`, of what somebody else has stored.
     fn unmark(&self, member: &str) -> Result<Option<Mark>, Refused>;
@@ -366,7 +364,7 @@ impl<V: Stored> AnyShelf for Shelf<V> {
 
     fn scan(&self, collection: &str, cursor: u64, out: &mut Vec<(Member, Value)>) -> Result<Option<u64>, Stop> {
         if let Encode::Share(share) = self.form.encode {
-            return Ok(self.table.scan(cursor, |member, value, _| out.push((member.clone(), share(value))))?);
+            return Ok(self.table.scan(cursor, |member, value, _| out.push((member.clone(), share(value.clone()))))?);
         }
         // Encoding is the caller's code: nothing may be locked.
         let mut found = Vec::new();
@@ -434,24 +432,23 @@ impl<V: Stored> AnyShelf for Shelf<V> {
         self.table.barrier();
     }
 
-    fn place(&self, member: &str) -> u32 {
-        self.table.place(member)
-    }
-
     fn take(
         &self,
-        members: &[&Member],
-        left: &mut Vec<usize>,
+        keys: &[KeyId],
+        done: &mut usize,
         buffer: &mut Vec<u8>,
-        each: &mut dyn FnMut(usize, Option<Load>) -> bool,
+        each: &mut dyn FnMut(Option<Load>) -> bool,
     ) -> Result<(), Refused> {
-        self.table.take_many(members, left, |at, taken| each(at, taken.map(|taken| self.load(taken, buffer))))
+        let each = |taken: Option<Taken<V>>, buffer: &mut Vec<u8>| each(taken.map(|taken| self.load(taken, buffer)));
+        self.table.take_many(keys, done, buffer, each)
     }
 
     fn unmark(&self, member: &str) -> Result<Option<Mark>, Refused> {
-        let Some(Taken { value, stamp, charge, .. }) = self.table.take(member)? else { return Ok(None) };
+        let Some(Taken { what, stamp, charge, .. }) = self.table.take(member, &mut Vec::new())? else {
+            return Ok(None);
+        };
         // It may be the last handle of the caller's value, whose `Drop` may panic.
-        drop(catch_unwind(AssertUnwindSafe(|| drop(value))));
+        drop(catch_unwind(AssertUnwindSafe(|| drop(what))));
         Ok(Some(Mark { version: stamp.version(), dirty: stamp.dirty(), charge }))
     }
 
@@ -565,7 +562,7 @@ impl<V: Stored> Shelf<V> {
             version: stamp.version(),
             codec_id: self.form.codec_id.unwrap_or(stamp.codec()),
             value: match &self.form.encode {
-                Encode::Share(share) => Ok(share(&value)),
+                Encode::Share(share) => Ok(share(value)),
                 Encode::Write(write) => {
                     let mut bytes = Vec::new();
                     encode_guarded(*write, value, &mut bytes).map(|()| Value::from(bytes))
@@ -591,10 +588,11 @@ impl<V: Stored> Shelf<V> {
 
     /// What was taken, as it is to be stored.
     fn load(&self, taken: Taken<V>, buffer: &mut Vec<u8>) -> Load {
-        let payload = match (taken.value, &self.form.encode) {
-            (None, _) => Payload::Gone,
-            (Some(value), Encode::Share(share)) => Payload::Shared(share(&value)),
-            (Some(value), Encode::Write(write)) => {
+        let payload = match (taken.what, &self.form.encode) {
+            (What::Nothing, _) => Payload::Gone,
+            (What::Copy(range), _) => Payload::Encoded(range),
+            (What::Value(value), Encode::Share(share)) => Payload::Shared(share(value)),
+            (What::Value(value), Encode::Write(write)) => {
                 let start = buffer.len();
                 let encoded = encode_guarded(*write, value, buffer);
                 match encoded {
@@ -664,6 +662,11 @@ impl Shelves {
     /// What a writer of one member waits for.
     pub(crate) fn one(&self, member: &str) -> impl FnOnce() -> Concern {
         move || Concern::Member { collection: self.id, member: Member::from(member) }
+    }
+
+    /// A member's key, for the janitor.
+    pub(crate) fn key(&self, member: Member) -> KeyId {
+        KeyId { collection: self.id, place: self.raw.table.place(&member), member }
     }
 
     /// The shelf that holds the members now.

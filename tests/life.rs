@@ -225,7 +225,7 @@ fn close_reports_progress_of_what_is_left_in_the_journal_on_the_thread_that_clos
                 seen_by_callback.lock().unwrap().push(progress);
             })
             // So that it makes two segments.
-            .max_journal((rounds * SOME * 170) as u64)
+            .max_journal((rounds * SOME * 40) as u64)
             .open()
             .unwrap();
         put_many(&store, rounds);

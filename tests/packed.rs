@@ -735,26 +735,30 @@ fn a_block_that_is_damaged_while_the_store_is_open_loses_nothing_that_is_in_memo
 }
 
 #[test]
-fn a_damaged_frame_that_was_not_compacted_costs_its_own_member_only() {
+fn a_damaged_frame_that_was_not_compacted_costs_its_own_members_only() {
     let (_dir, path) = temporary();
     let store = packed(&path);
     for number in 0..20 {
-        store.put(format!("c/member-{number:02}"), value("", number, 40)).unwrap();
+        store.put(format!("c/member-{number:02}"), vec![b'v'; 1500]).unwrap();
     }
     store.close().unwrap();
     let [segment] = &segments(&path)[..] else { panic!("{:?}", segments(&path)) };
     let mut bytes = fs::read(segment).unwrap();
     let (place, _) = frames(&bytes)[4].clone();
-    let hit = (0..20).find(|number| {
-        bytes[place.clone()].windows(9).any(|window| window == format!("member-{number:02}").as_bytes())
-    });
+    let is_hit =
+        |number: &i32| bytes[place.clone()].windows(9).any(|window| window == format!("member-{number:02}").as_bytes());
+    let hit: Vec<i32> = (0..20).filter(is_hit).collect();
+    // No more than fit into a block of 4 KiB.
+    assert!((1..=2).contains(&hit.len()), "{hit:?}");
     bytes[place.start + 40] ^= 4;
     fs::write(segment, &bytes).unwrap();
     let store = Store::open(&path).unwrap();
     assert_eq!(store.load_report().quarantined.len(), 1);
-    assert_eq!(store.len("c").unwrap(), 19);
-    assert_eq!(store.get(format!("c/member-{:02}", hit.unwrap())).unwrap(), None);
+    assert_eq!(store.len("c").unwrap(), 20 - hit.len());
+    for number in &hit {
+        assert_eq!(store.get(format!("c/member-{number:02}")).unwrap(), None);
+    }
     until("the damaged segment has been compacted by itself", || !segment.exists());
     drop(store);
-    assert_eq!(reopen(&path).len("c").unwrap(), 19);
+    assert_eq!(reopen(&path).len("c").unwrap(), 20 - hit.len());
 }

@@ -1,4 +1,4 @@
-//! A frame: one change of one member, one clear, or one transaction, under checksums of its own.
+//! A frame: one change of one member, one clear, one transaction, or a block of values, under checksums of its own.
 //!
 //! `docs/format.md` has it byte by byte. A frame is all or nothing. Its checksums cover the number of its segment and
 //! its place in it, so that bytes that belong elsewhere are never taken for a frame.
@@ -57,6 +57,53 @@ pub(crate) fn encode(out: &mut Vec<u8>, place: Place, synced: u64, changes: &[Ch
     finish(out, start, place, synced, kind);
 }
 
+/// Appends changes, each of which counts by itself. Neighbours that are values of one collection, of one codec, share a
+/// block, whose size bounds what one damaged sector costs.
+pub(crate) fn encode_each(out: &mut Vec<u8>, mut place: Place, synced: u64, changes: &[Change<'_>]) {
+    let mut rest = changes;
+    while let Some(first) = rest.first() {
+        let start = out.len();
+        let (some, others) = rest.split_at(alike(rest));
+        rest = others;
+        out.resize(start + HEADER, 0);
+        let kind = match *first {
+            Change::Put { collection, codec, .. } if some.len() > 1 => {
+                let base = some.iter().map(Change::version).min().unwrap_or(0);
+                begin_block(out, some.len() as u32, base, collection, codec);
+                for change in some {
+                    if let Change::Put { member, version, deadline, value, .. } = *change {
+                        encode_member(out, base, member, version, deadline, value);
+                    }
+                }
+                BLOCK
+            }
+            _ => {
+                encode_change(out, first);
+                CHANGE
+            }
+        };
+        finish(out, start, place, synced, kind);
+        place.offset += (out.len() - start) as u64;
+    }
+}
+
+/// How many of these changes, from the first, go into one frame.
+fn alike(changes: &[Change<'_>]) -> usize {
+    /// In bytes, about. Larger values stand alone.
+    const BLOCK: usize = 4 << 10;
+
+    let Some(Change::Put { collection: first, codec: of_first, .. }) = changes.first() else { return 1 };
+    let mut bytes = 0;
+    let fits = |change: &&Change<'_>| match change {
+        Change::Put { collection, member, codec, value, .. } if collection == first && codec == of_first => {
+            bytes += member.len() + value.len();
+            bytes <= BLOCK
+        }
+        _ => false,
+    };
+    changes.iter().take_while(fits).count().max(1)
+}
+
 /// The members of a block, in its body's form.
 #[derive(Debug)]
 pub(crate) struct Block {
@@ -74,17 +121,8 @@ impl Block {
     }
 
     pub(crate) fn push(&mut self, member: &str, version: u64, deadline: Option<u64>, value: &[u8]) {
-        let out = &mut self.members;
         self.count += 1;
-        // Most follow the base; one that does not wraps around.
-        encode_varint(out, version.wrapping_sub(self.base) & MAX_VERSION);
-        encode_varint(out, (member.len() as u64) << 1 | u64::from(deadline.is_some()));
-        out.extend_from_slice(member.as_bytes());
-        if let Some(deadline) = deadline {
-            out.extend_from_slice(&deadline.to_le_bytes());
-        }
-        encode_varint(out, value.len() as u64);
-        out.extend_from_slice(value);
+        encode_member(&mut self.members, self.base, member, version, deadline, value);
     }
 
     /// The bytes of its members.
@@ -96,15 +134,31 @@ impl Block {
     pub(crate) fn encode(&self, out: &mut Vec<u8>, place: Place, synced: u64) {
         let start = out.len();
         out.resize(start + HEADER, 0);
-        out.extend_from_slice(&self.count.to_le_bytes());
-        out.extend_from_slice(&self.base.to_le_bytes());
-        for name in [&self.collection, &self.codec] {
-            out.push(name.len() as u8);
-            out.extend_from_slice(name.as_bytes());
-        }
+        begin_block(out, self.count, self.base, &self.collection, &self.codec);
         out.extend_from_slice(&self.members);
         finish(out, start, place, synced, BLOCK);
     }
+}
+
+fn begin_block(out: &mut Vec<u8>, count: u32, base: u64, collection: &str, codec: &str) {
+    out.extend_from_slice(&count.to_le_bytes());
+    out.extend_from_slice(&base.to_le_bytes());
+    for name in [collection, codec] {
+        out.push(name.len() as u8);
+        out.extend_from_slice(name.as_bytes());
+    }
+}
+
+fn encode_member(out: &mut Vec<u8>, base: u64, member: &str, version: u64, deadline: Option<u64>, value: &[u8]) {
+    // Most follow the base; one that does not wraps around.
+    encode_varint(out, version.wrapping_sub(base) & MAX_VERSION);
+    encode_varint(out, (member.len() as u64) << 1 | u64::from(deadline.is_some()));
+    out.extend_from_slice(member.as_bytes());
+    if let Some(deadline) = deadline {
+        out.extend_from_slice(&deadline.to_le_bytes());
+    }
+    encode_varint(out, value.len() as u64);
+    out.extend_from_slice(value);
 }
 
 /// What a packed segment says of others.
@@ -151,19 +205,19 @@ fn finish(out: &mut Vec<u8>, start: usize, place: Place, synced: u64, kind: u32)
     header[4..8].copy_from_slice(&crc32fast::hash(body).to_le_bytes());
     header[8..16].copy_from_slice(&synced.to_le_bytes());
     header[16..20].copy_from_slice(&kind.to_le_bytes());
-    let checksum = header_checksum(place, &header[..20]);
+    let checksum = header_checksum(place, header);
     header[20..24].copy_from_slice(&checksum.to_le_bytes());
     let padded = start + room(body.len());
     out.resize(padded, 0);
 }
 
-/// CRC-32 (IEEE 802.3) of the segment's number, the frame's offset, and the header before the checksum.
+/// CRC-32 (IEEE 802.3) of the segment's number, the frame's offset, and the header before this checksum.
 fn header_checksum(place: Place, header: &[u8]) -> u32 {
-    let mut hasher = crc32fast::Hasher::new();
-    hasher.update(&place.segment.to_le_bytes());
-    hasher.update(&place.offset.to_le_bytes());
-    hasher.update(header);
-    hasher.finalize()
+    let mut covered = [0; 16 + 20];
+    covered[0..8].copy_from_slice(&place.segment.to_le_bytes());
+    covered[8..16].copy_from_slice(&place.offset.to_le_bytes());
+    covered[16..].copy_from_slice(&header[..20]);
+    crc32fast::hash(&covered)
 }
 
 /// At least as many bytes as the change takes in a frame.
@@ -275,7 +329,7 @@ pub(crate) fn find(bytes: &[u8], place: Place) -> Found<'_> {
     if length == 0 || !matches!(kind, CHANGE | TRANSACTION | BLOCK | OTHERS) {
         return Found::Nothing;
     }
-    if header_checksum(place, &header[..20]) != number(&header[20..24]) {
+    if header_checksum(place, header) != number(&header[20..24]) {
         return Found::Nothing;
     }
     let length = length as usize;
@@ -527,6 +581,52 @@ mod tests {
             damaged[at] ^= 0x10;
             assert!(!matches!(find(&damaged, PLACE), Found::Whole(_)), "byte {at}");
         }
+    }
+
+    #[test]
+    fn neighbours_that_are_alike_share_a_frame_of_a_bounded_size() {
+        let large = vec![b'l'; 5000];
+        let names: Vec<String> = (0..200).map(|n| format!("member {n}")).collect();
+        let put = |collection, codec, member, version, value| Change::Put {
+            collection,
+            member,
+            version,
+            deadline: (version % 3 == 0).then_some(version),
+            codec,
+            value,
+        };
+        let mut changes = vec![
+            Change::Clear { collection: "a", version: 1 },
+            put("a", "raw", "m", 9, &b"1"[..]),
+            put("a", "raw", "n", 7, b""),
+            put("a", "json", "o", 8, b"2"),
+            put("b", "json", "o", 10, b"3"),
+            Change::Delete { collection: "b", member: "p", version: 11 },
+            put("b", "json", "q", 12, b"4"),
+            put("b", "json", "r", 13, &large),
+            put("b", "json", "s", 14, b"5"),
+            put("b", "json", "t", 15, b"6"),
+        ];
+        let few = [1, 2, 1, 1, 1, 1, 1, 2];
+        changes.extend((16..).zip(&names).map(|(version, name)| put("c", "raw", name, version, &[7; 100])));
+        let mut bytes = vec![0; 8];
+        encode_each(&mut bytes, PLACE, 64, &changes);
+        let (mut at, mut found, mut sizes) = (8, Vec::new(), Vec::new());
+        while at < bytes.len() {
+            let place = Place { offset: PLACE.offset + at as u64 - 8, ..PLACE };
+            let Found::Whole(frame) = find(&bytes[at..], place) else { panic!("at {at}") };
+            assert_eq!(frame.synced, 64);
+            let changes = frame.changes().unwrap();
+            sizes.push((changes.len(), frame.body.len()));
+            found.extend(changes);
+            at += frame.size() as usize;
+        }
+        assert_eq!(found, changes);
+        assert!(sizes.iter().map(|(changes, _)| *changes).take(few.len()).eq(few), "{sizes:?}");
+        // 37 or 38 to a block.
+        let blocks = &sizes[few.len()..];
+        assert_eq!(blocks.len(), 6, "{sizes:?}");
+        assert!(blocks.iter().all(|(_, size)| *size < (4 << 10) + 512), "{sizes:?}");
     }
 
     #[test]

@@ -180,14 +180,13 @@ impl Journal {
         changes: &[Change<'_>],
         counter: u64,
     ) -> Result<()> {
-        let singles = changes.iter().map(std::slice::from_ref);
-        let all = transactions.iter().copied().chain(singles);
         self.append_with(counter, |buffer, mut place, synced| {
-            for changes in all {
+            for changes in transactions {
                 let before = buffer.len();
                 frame::encode(buffer, place, synced, changes);
                 place.offset += (buffer.len() - before) as u64;
             }
+            frame::encode_each(buffer, place, synced, changes);
         })
     }
 

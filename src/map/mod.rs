@@ -14,9 +14,10 @@ mod table;
 pub(crate) use index::{Duplicate, Index, Place, SortKey};
 pub(crate) use locked::{Locked, Reads, Scan};
 pub(crate) use registry::{Named, Registry};
-pub(crate) use table::{Act, Done, Found, How, New, Only, Seen, Table, Taken, Until};
+pub(crate) use table::{Act, Done, Found, How, New, Only, Seen, Table, Taken, Until, What};
 
 use std::any::Any;
+use std::hash::{Hash, Hasher};
 
 use crate::value::{Member, Value};
 use crate::watch::ChangeKind;
@@ -93,7 +94,13 @@ pub(crate) trait Stored: Clone + Send + Sync + 'static {
     /// Something that is read where it lies: whoever is about to share many of them reads it of all, so that their ways to
     /// memory overlap. To share one is to write there, and a processor does one such write after the other.
     fn touch(&self) -> usize;
+
+    /// Appends the bytes that it is stored as, if it has them, and if they are at most [`FEW`]. Otherwise it says false.
+    fn copy_few(&self, out: &mut Vec<u8>) -> bool;
 }
+
+/// So many bytes are copied sooner than their value is shared, which is to write to a line of memory twice.
+pub(crate) const FEW: usize = 256;
 
 impl Stored for Value {
     const WEIGHT: Option<usize> = None;
@@ -105,7 +112,16 @@ impl Stored for Value {
 
     #[inline]
     fn touch(&self) -> usize {
-        self.len()
+        self.len() + self.last().map_or(0, |&last| last.into())
+    }
+
+    #[inline]
+    fn copy_few(&self, out: &mut Vec<u8>) -> bool {
+        let is_small = self.len() <= FEW;
+        if is_small {
+            out.extend_from_slice(self);
+        }
+        is_small
     }
 }
 
@@ -120,6 +136,33 @@ impl<T: Send + Sync + 'static> Stored for std::sync::Arc<T> {
     #[inline]
     fn touch(&self) -> usize {
         std::sync::Arc::strong_count(self)
+    }
+
+    fn copy_few(&self, _: &mut Vec<u8>) -> bool {
+        false
+    }
+}
+
+/// A key, as small as it gets.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct KeyId {
+    pub(crate) collection: u32,
+    /// What of the name's hash decides about the shard, read backwards: sorted by it, members of one shard are neighbours.
+    pub(crate) place: u32,
+    pub(crate) member: Member,
+}
+
+impl KeyId {
+    /// To sort by, and nearly a hash.
+    #[inline]
+    pub(crate) fn order(&self) -> u64 {
+        u64::from(self.collection) << 32 | u64::from(self.place)
+    }
+}
+
+impl Hash for KeyId {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.order());
     }
 }
 
@@ -154,8 +197,8 @@ pub(crate) trait Ledger {
     /// Whether there is anything behind the map to store changes in.
     fn persists(&self) -> bool;
 
-    /// The member was clean and is dirty.
-    fn dirty(&self, member: &Member);
+    /// The member was clean and is dirty. `place` is its [`KeyId`]'s.
+    fn dirty(&self, member: &Member, place: u32);
 
     /// The collection was cleared, at this version.
     fn cleared(&self, version: u64);

@@ -12,13 +12,14 @@
 use std::collections::BTreeSet;
 use std::hash::{BuildHasher, Hasher};
 use std::num::Wrapping;
+use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
 use hashbrown::HashTable;
 use hashbrown::hash_table::{Entry, OccupiedEntry};
 
 use super::index::{self, Duplicate, Index, Indexes, SortKey};
-use super::{Held, Ledger, Refused, Stamp, Stored, Told};
+use super::{FEW, Held, KeyId, Ledger, Refused, Stamp, Stored, Told};
 use crate::apart::Apart;
 use crate::clock::Clock;
 use crate::rare::Rare;
@@ -29,6 +30,10 @@ use crate::watch::ChangeKind;
 
 /// Shards double at most this often: a million of them, more than a thousand million members.
 const MAX_DEPTH: u32 = 20;
+
+/// As many members are taken by the janitor under one lock at most: it bounds how long a shard is locked, and what a batch has
+/// beyond its bound.
+const AT_ONCE: usize = 16;
 
 /// A shard of this many members splits. While there are few shards they split early, for the sake of threads that
 /// write beside each other; from then on a shard is as large as one put may take to split. Both are what a table of 64
@@ -69,6 +74,12 @@ pub(super) fn shard_bits(hash: u64) -> u32 {
     bits & !3 | class
 }
 
+/// The place of a [`KeyId`].
+#[inline]
+fn place_of(hash: u64) -> u32 {
+    shard_bits(hash).reverse_bits()
+}
+
 pub(super) const fn mask(depth: u32) -> u32 {
     (1 << depth) - 1
 }
@@ -91,12 +102,17 @@ impl<V: Stored> Slot<V> {
     }
 
     /// Clears the dirty mark, and then reads the value.
-    fn take(&mut self, charge: usize, deadlines: &Option<Box<Deadlines>>) -> Taken<V> {
+    fn take(&mut self, charge: usize, deadlines: &Option<Box<Deadlines>>, buffer: &mut Vec<u8>) -> Taken<V> {
         let stamp = self.stamp;
         self.stamp = stamp.cleaned();
-        let value = self.value.clone();
+        let start = buffer.len();
+        let what = match &self.value {
+            None => What::Nothing,
+            Some(value) if value.copy_few(buffer) => What::Copy(start..buffer.len()),
+            Some(value) => What::Value(value.clone()),
+        };
         let deadline = if stamp.expires() { Deadlines::get(deadlines, &self.member) } else { None };
-        Taken { value, stamp, deadline, charge }
+        Taken { what, stamp, deadline, charge }
     }
 }
 
@@ -233,12 +249,19 @@ pub(crate) struct Found<V> {
 
 /// What the janitor took from a slot.
 pub(crate) struct Taken<V> {
-    /// `None` for a tombstone.
-    pub(crate) value: Option<V>,
+    pub(crate) what: What<V>,
     pub(crate) stamp: Stamp,
     pub(crate) deadline: Option<u64>,
     /// What the slot counted among the bytes not yet durable until now.
     pub(crate) charge: usize,
+}
+
+pub(crate) enum What<V> {
+    /// It is a tombstone.
+    Nothing,
+    Value(V),
+    /// Its few bytes, in the buffer.
+    Copy(Range<usize>),
 }
 
 /// A member as a change finds it.
@@ -661,7 +684,7 @@ impl<V: Stored> Table<V> {
                     let mut stamp = Stamp::new(version, new.codec, persists);
                     let member = Member::from(member);
                     if persists {
-                        ledger.dirty(&member);
+                        ledger.dirty(&member, place_of(hash));
                     }
                     if let Until::At(deadline) = until {
                         stamp = stamp.expiring(true);
@@ -770,7 +793,7 @@ impl<V: Stored> Table<V> {
                 *bytes += weight as u64;
             }
             if persists && !old_stamp.dirty() {
-                ledger.dirty(&slot.member);
+                ledger.dirty(&slot.member, place_of(hash));
             }
             let (old, over) = if is_over { (None, old_value) } else { (old_value, None) };
             Ok(Done { old, version, over })
@@ -950,7 +973,7 @@ impl<V: Stored> Table<V> {
             let stamp = Stamp::new(version, codec, persists);
             let slot = Slot { member: Member::from(member), value: Some(value), stamp };
             if persists {
-                ledger.dirty(&slot.member);
+                ledger.dirty(&slot.member, place_of(hash));
             }
             inner.slots.insert_unique(hash, slot, |slot| hash_name(&self.hasher, &slot.member));
             self.split_if_full(number, shard, inner);
@@ -976,7 +999,7 @@ impl<V: Stored> Table<V> {
             self.keep(hash, &slot.member, &old_value, old_stamp, None, version);
         }
         if persists && !old_stamp.dirty() {
-            ledger.dirty(&slot.member);
+            ledger.dirty(&slot.member, place_of(hash));
         }
         Ok(old_value)
     }
@@ -1074,7 +1097,7 @@ impl<V: Stored> Table<V> {
         let old = if ledger.persists() {
             slot.stamp = Stamp::new(version, 0, true);
             if !old_stamp.dirty() {
-                ledger.dirty(&slot.member);
+                ledger.dirty(&slot.member, place_of(hash));
             }
             slot.value.take()
         } else {
@@ -1271,92 +1294,100 @@ impl<V: Stored> Table<V> {
 
     /// Clears the dirty mark, and then reads the value: a write that comes after the mark was cleared sends the key
     /// again. `None` when there is no such slot, as after a `clear`.
-    pub(crate) fn take(&self, member: &str) -> Result<Option<Taken<V>>, Refused> {
+    pub(crate) fn take(&self, member: &str, buffer: &mut Vec<u8>) -> Result<Option<Taken<V>>, Refused> {
         let hash = self.hash(member);
         self.write(hash, |inner| {
             let Inner { slots, at_risk, deadlines, .. } = inner;
             let slot = slots.find_mut(hash, |slot| slot.member == *member)?;
             let charge = slot.at_risk();
             *at_risk -= charge;
-            Some(slot.take(charge, deadlines))
+            Some(slot.take(charge, deadlines, buffer))
         })
     }
 
-    /// The number of a member's shard, as far as can be seen without a lock: to sort by.
+    /// The place of a [`KeyId`].
     pub(crate) fn place(&self, member: &str) -> u32 {
-        self.find_shard(shard_bits(self.hash(member))).0
+        place_of(self.hash(member))
     }
 
-    /// As [`take`](Self::take), of those that are `left` of these members: some at once where neighbours are of one shard, so
-    /// that one lock serves for them and their ways to memory overlap. Calls `each` with nothing locked until it returns
-    /// false; those it was called with are not left any more.
+    /// As [`take`](Self::take), of these members from number `done` on: some at once where neighbours are of one shard, so
+    /// that one lock serves for them and their ways to memory overlap. Calls `each` with nothing locked, for one after the
+    /// other, until it returns false. `done` counts those that it was called with. Few bytes go to the end of the buffer.
     pub(crate) fn take_many(
         &self,
-        members: &[&Member],
-        left: &mut Vec<usize>,
-        mut each: impl FnMut(usize, Option<Taken<V>>) -> bool,
+        keys: &[KeyId],
+        done: &mut usize,
+        buffer: &mut Vec<u8>,
+        mut each: impl FnMut(Option<Taken<V>>, &mut Vec<u8>) -> bool,
     ) -> Result<(), Refused> {
-        /// Bounds how long a shard is locked, and what a batch has beyond its bound.
-        const AT_ONCE: usize = 16;
-
-        let wanted = |at: usize| {
-            let hash = self.hash(members[at]);
-            (self.find_shard(shard_bits(hash)).0, hash, at)
-        };
-        let all: Vec<_> = left.drain(..).map(wanted).collect();
-        let mut rest = &all[..];
         let mut taken = Vec::with_capacity(AT_ONCE);
-        let mut done = Ok(());
-        while let Some((number, ..)) = rest.first() {
-            let some = rest.iter().take(AT_ONCE).take_while(|(other, ..)| other == number).count();
-            done = self.take_together(*number, members, &rest[..some], &mut taken);
-            rest = &rest[taken.len()..];
-            let go_on = taken.drain(..).fold(true, |go_on, (at, taken)| each(at, taken) && go_on);
-            if !go_on || done.is_err() {
+        while let Some(first) = keys.get(*done) {
+            let (number, shard) = self.find_shard(first.place.reverse_bits());
+            let mask = shard.mask.load(Ordering::Relaxed);
+            let rest = &keys[*done..];
+            let same = rest.iter().take(AT_ONCE).take_while(|key| key.place.reverse_bits() & mask == number).count();
+            // None, if it is being divided just now.
+            let outcome = self.take_together(number, &rest[..same.max(1)], buffer, &mut taken);
+            *done += taken.len();
+            let mut go_on = true;
+            for taken in taken.drain(..) {
+                go_on &= each(taken, buffer);
+            }
+            outcome?;
+            if !go_on {
                 break;
             }
         }
-        left.extend(rest.iter().map(|(.., at)| *at));
-        done
+        Ok(())
     }
 
-    /// Takes members that are, or were, in one shard, one after the other until they are found to have moved.
+    /// Takes at most [`AT_ONCE`] members that are, or were, in one shard, one after the other until they are found to have
+    /// moved.
     fn take_together(
         &self,
         number: u32,
-        members: &[&Member],
-        wanted: &[(u32, u64, usize)],
-        taken: &mut Vec<(usize, Option<Taken<V>>)>,
+        keys: &[KeyId],
+        buffer: &mut Vec<u8>,
+        taken: &mut Vec<Option<Taken<V>>>,
     ) -> Result<(), Refused> {
+        // Not to be made while others wait for the shard.
+        buffer.reserve(AT_ONCE * FEW);
         let all_are_here = self.shard(number).is_some_and(|shard| {
             let mut inner = shard.inner.write();
-            if self.has_moved() || wanted.iter().any(|(_, hash, _)| !Self::holds(shard, number, shard_bits(*hash))) {
+            let is_here = |key: &KeyId| Self::holds(shard, number, key.place.reverse_bits());
+            if self.has_moved() || !keys.iter().all(is_here) {
                 return false;
             }
-            // Finds them all first: nothing of one waits for another.
             let Inner { slots, at_risk, deadlines, .. } = &mut *inner;
-            let find = |(_, hash, at): &(u32, u64, usize)| {
-                let bucket = slots.find_bucket_index(*hash, |slot| slot.member == *members[*at])?;
-                Some((bucket, slots.get_bucket(bucket)?.at_risk()))
-            };
-            let found: Vec<_> = wanted.iter().map(find).collect();
-            touch(found.iter().flatten().filter_map(|(bucket, _)| slots.get_bucket(*bucket)));
-            for ((.., at), found) in wanted.iter().zip(found) {
-                let slot = found.and_then(|(bucket, charge)| Some((slots.get_bucket_mut(bucket)?, charge)));
-                let take = |(slot, charge): (&mut Slot<V>, usize)| {
+            // Where the tags say that they are, then whether they are there, then their values: so short that the processor
+            // waits for the memory of several at once.
+            let mut found = [None; AT_ONCE];
+            for (key, found) in keys.iter().zip(&mut found) {
+                *found = slots.find_bucket_index(self.hash(&key.member), |_| true);
+            }
+            let likely = |found: &Option<usize>| slots.get_bucket((*found)?);
+            std::hint::black_box(found.iter().filter_map(likely).map(|slot| slot.stamp.version()).sum::<u64>());
+            for (key, found) in keys.iter().zip(&mut found) {
+                if likely(found).is_some_and(|slot| slot.member != key.member) {
+                    *found = slots.find_bucket_index(self.hash(&key.member), |slot| slot.member == key.member);
+                }
+            }
+            touch(found.iter().filter_map(likely));
+            for found in &found[..keys.len()] {
+                let take = |slot: &mut Slot<V>| {
                     // It may be among them twice.
-                    let charge = if slot.stamp.dirty() { charge } else { 0 };
+                    let charge = slot.at_risk();
                     *at_risk -= charge;
-                    slot.take(charge, deadlines)
+                    slot.take(charge, deadlines, buffer)
                 };
-                taken.push((*at, slot.map(take)));
+                taken.push(found.and_then(|bucket| slots.get_bucket_mut(bucket)).map(take));
             }
             true
         });
         if !all_are_here {
             // A split came in between, or a move.
-            for (.., at) in wanted {
-                taken.push((*at, self.take(members[*at])?));
+            for key in keys {
+                taken.push(self.take(&key.member, buffer)?);
             }
         }
         Ok(())
@@ -1638,7 +1669,7 @@ mod tests {
         fn persists(&self) -> bool {
             true
         }
-        fn dirty(&self, _member: &Member) {}
+        fn dirty(&self, _member: &Member, _place: u32) {}
         fn cleared(&self, _version: u64) {}
         fn schedule(&self, _member: &Member, _old: Option<u64>, _new: Option<u64>) {}
 
@@ -1693,57 +1724,75 @@ mod tests {
         let (table, ledger) = filled(1000);
         let at_risk =
             |table: &Table<Value>| table.lock_all().iter().map(|(_, inner)| inner.at_risk).sum::<Wrapping<_>>().0;
-        let names: Vec<Member> = (0..1000).chain([5, 5]).map(|n: i32| Member::from(n.to_string())).collect();
-        let members: Vec<&Member> = names.iter().collect();
-        assert_eq!(at_risk(&table), members[..1000].iter().map(|name| name.len() + 8).sum::<usize>());
+        let key = |name: &str| KeyId { collection: 0, place: table.place(name), member: Member::from(name) };
+        let keys: Vec<KeyId> = (0..1000).chain([5, 5]).map(|n: i32| key(&n.to_string())).collect();
+        assert_eq!(at_risk(&table), keys[..1000].iter().map(|key| key.member.len() + 8).sum::<usize>());
 
         // Eight of what was in the first shard, before it split.
-        let hash = |at: usize| table.hash(members[at]);
-        let wanted: Vec<_> = (0..8).map(|at| (0, hash(at), at)).collect();
         let mut taken = Vec::new();
-        table.take_together(0, &members, &wanted, &mut taken).unwrap();
-        assert!(taken.iter().all(|(_, taken)| taken.as_ref().is_some_and(|taken| taken.stamp.dirty())));
+        table.take_together(0, &keys[..8], &mut Vec::new(), &mut taken).unwrap();
+        assert!(taken.iter().all(|taken| taken.as_ref().is_some_and(|taken| taken.stamp.dirty())));
         assert_eq!(taken.len(), 8);
         // One twice under one lock.
-        let twice = [(table.place(members[7]), hash(7), 7); 2];
         put(&table, "7", "1", &ledger);
         taken.clear();
-        table.take_together(twice[0].0, &members, &twice, &mut taken).unwrap();
-        let charges: Vec<_> = taken.iter().map(|(_, taken)| taken.as_ref().unwrap().charge).collect();
+        let number = table.find_shard(keys[7].place.reverse_bits()).0;
+        table.take_together(number, &[key("7"), key("7")], &mut Vec::new(), &mut taken).unwrap();
+        let charges: Vec<_> = taken.iter().map(|taken| taken.as_ref().unwrap().charge).collect();
         assert_eq!(charges, [2, 0]);
         put(&table, "3", "123456789", &ledger);
 
-        let (mut left, mut met, mut charged) = ((0..1002).collect(), Vec::new(), 0);
-        let mut take = |left: &mut Vec<usize>, enough: usize| {
-            let done = table.take_many(&members, left, |at, taken| {
+        let (mut done, mut charged, mut buffer, mut ranges) = (0, 0, Vec::new(), Vec::new());
+        let mut take = |done: &mut usize, enough: usize| {
+            let mut at = *done;
+            let outcome = table.take_many(&keys, done, &mut buffer, |taken, _| {
                 let taken = taken.unwrap();
+                let What::Copy(range) = taken.what else { panic!("a value of few bytes") };
+                ranges.push((at, range));
                 charged += taken.charge;
                 assert_eq!(taken.charge > 0, taken.stamp.dirty(), "{at}");
                 assert_eq!(taken.stamp.dirty(), at < 1000 && (at == 3 || at > 7), "{at}");
-                met.push(at);
-                met.len() < enough
+                at += 1;
+                at < enough
             });
-            done.unwrap();
+            outcome.unwrap();
+            assert_eq!(at, *done);
         };
-        take(&mut left, 100);
-        assert!((886..=902).contains(&left.len()), "{}", left.len());
-        take(&mut left, usize::MAX);
-        assert!(left.is_empty());
-        met.sort_unstable();
-        assert_eq!(met, (0..1002).collect::<Vec<_>>());
-        assert_eq!(charged, 10 + (8..1000).map(|at| members[at].len() + 8).sum::<usize>());
+        take(&mut done, 100);
+        assert!((100..100 + AT_ONCE).contains(&done), "{done}");
+        take(&mut done, usize::MAX);
+        assert_eq!(done, keys.len());
+        assert_eq!(charged, 10 + keys[8..1000].iter().map(|key| key.member.len() + 8).sum::<usize>());
         assert_eq!(at_risk(&table), 0);
 
+        for (at, range) in ranges {
+            let value: &[u8] = match at {
+                3 => b"123456789",
+                7 => b"1",
+                _ => b"12345678",
+            };
+            assert_eq!(&buffer[range], value, "{at}");
+        }
+
         // What is not there is told.
-        let nobody = Member::from("nobody");
         let mut none = Vec::new();
-        table
-            .take_many(&[&nobody], &mut vec![0], |at, taken| {
-                none.push((at, taken.is_none()));
-                true
-            })
-            .unwrap();
-        assert_eq!(none, [(0, true)]);
+        let told = |taken: Option<Taken<Value>>, _: &mut Vec<u8>| {
+            none.push(taken.is_none());
+            true
+        };
+        table.take_many(&[key("nobody")], &mut 0, &mut Vec::new(), told).unwrap();
+        assert_eq!(none, [true]);
+    }
+
+    #[test]
+    fn members_of_one_shard_are_neighbours_in_the_order_of_keys() {
+        let (table, _) = filled(3000);
+        let mut keys: Vec<(u32, u32)> = (0..3000)
+            .map(|n| table.place(&n.to_string()))
+            .map(|place| (place, table.find_shard(place.reverse_bits()).0))
+            .collect();
+        keys.sort_unstable();
+        assert_eq!(keys.chunk_by(|a, b| a.1 == b.1).count(), table.shards());
     }
 
     fn walk(table: &Table<Value>) -> Vec<String> {
@@ -1812,9 +1861,10 @@ mod tests {
         let sum = |table: &Table<Value>| table.lock_all().iter().map(|(_, inner)| inner.at_risk).sum::<Wrapping<_>>().0;
         let all: usize = (0..1000u32).map(|number| number.to_string().len() + 8).sum();
         assert_eq!(sum(&table), all);
-        let taken = table.take("7").unwrap().unwrap();
+        let buffer = &mut Vec::new();
+        let taken = table.take("7", buffer).unwrap().unwrap();
         assert_eq!((taken.charge, taken.stamp.dirty()), (9, true));
-        assert_eq!(table.take("7").unwrap().unwrap().charge, 0);
+        assert_eq!(table.take("7", buffer).unwrap().unwrap().charge, 0);
         assert_eq!(sum(&table), all - 9);
         table.delete("8", Only::Always, &ledger).unwrap();
         assert_eq!(sum(&table), all - 9 - 8);
