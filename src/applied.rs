@@ -39,9 +39,9 @@ impl ByKey {
     pub(crate) fn insert(&mut self, key: KeyId, applied: Applied) -> Option<Applied> {
         let ByKey { entries, numbers, hasher } = self;
         let entry = numbers.entry(
-            hasher.hash_one(key.order()),
+            hasher.hash_one(key.digest()),
             |&number| entries[number as usize].0 == key,
-            |&number| hasher.hash_one(entries[number as usize].0.order()),
+            |&number| hasher.hash_one(entries[number as usize].0.digest()),
         );
         match entry {
             Entry::Occupied(number) => Some(std::mem::replace(&mut entries[*number.get() as usize].1, applied)),
@@ -72,8 +72,8 @@ mod tests {
     use crate::value::Member;
 
     fn key(number: u32) -> KeyId {
-        // Many share their place, and two collections every member.
-        KeyId { collection: number % 2, place: number % 7, member: Member::from((number / 2).to_string()) }
+        // Many share their bits, and two collections every member.
+        KeyId { collection: number % 2, bits: number % 7, member: Member::from((number / 2).to_string()) }
     }
 
     #[test]

@@ -492,10 +492,10 @@ impl Ledger for Lane<'_> {
     }
 
     #[inline]
-    fn dirty(&self, member: &Member, place: u32) {
+    fn dirty(&self, member: &Member, bits: u32) {
         // Fails only when the janitor is dead, which every write finds out before it comes here or after.
         let member = member.clone();
-        self.engine.send(Msg::Key(KeyId { collection: self.shelves.id, place, member }));
+        self.engine.send(Msg::Key(KeyId { collection: self.shelves.id, bits, member }));
     }
 
     fn schedule(&self, member: &Member, old: Option<u64>, new: Option<u64>) {

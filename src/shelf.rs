@@ -666,7 +666,7 @@ impl Shelves {
 
     /// A member's key, for the janitor.
     pub(crate) fn key(&self, member: Member) -> KeyId {
-        KeyId { collection: self.id, place: self.raw.table.place(&member), member }
+        KeyId { collection: self.id, bits: self.raw.table.bits(&member), member }
     }
 
     /// The shelf that holds the members now.

@@ -733,7 +733,7 @@ impl Ledger for Share<'_, '_> {
     }
 
     /// The transaction's message goes for all of them.
-    fn dirty(&self, _member: &Member, _place: u32) {}
+    fn dirty(&self, _member: &Member, _bits: u32) {}
 
     fn cleared(&self, _version: u64) {}
 

@@ -147,22 +147,27 @@ impl<T: Send + Sync + 'static> Stored for std::sync::Arc<T> {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct KeyId {
     pub(crate) collection: u32,
-    /// What of the name's hash decides about the shard, read backwards: sorted by it, members of one shard are neighbours.
-    pub(crate) place: u32,
+    /// What of the name's hash decides about the shard.
+    pub(crate) bits: u32,
     pub(crate) member: Member,
 }
 
 impl KeyId {
-    /// To sort by, and nearly a hash.
-    #[inline]
+    /// Sorted by it, members of one shard are neighbours.
     pub(crate) fn order(&self) -> u64 {
-        u64::from(self.collection) << 32 | u64::from(self.place)
+        u64::from(self.collection) << 32 | u64::from(self.bits.reverse_bits())
+    }
+
+    /// As good as a hash for whoever mixes it.
+    #[inline]
+    pub(crate) fn digest(&self) -> u64 {
+        u64::from(self.collection) << 32 | u64::from(self.bits)
     }
 }
 
 impl Hash for KeyId {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        state.write_u64(self.order());
+        state.write_u64(self.digest());
     }
 }
 
@@ -197,8 +202,8 @@ pub(crate) trait Ledger {
     /// Whether there is anything behind the map to store changes in.
     fn persists(&self) -> bool;
 
-    /// The member was clean and is dirty. `place` is its [`KeyId`]'s.
-    fn dirty(&self, member: &Member, place: u32);
+    /// The member was clean and is dirty. The bits are its [`KeyId`]'s.
+    fn dirty(&self, member: &Member, bits: u32);
 
     /// The collection was cleared, at this version.
     fn cleared(&self, version: u64);

@@ -74,12 +74,6 @@ pub(super) fn shard_bits(hash: u64) -> u32 {
     bits & !3 | class
 }
 
-/// The place of a [`KeyId`].
-#[inline]
-fn place_of(hash: u64) -> u32 {
-    shard_bits(hash).reverse_bits()
-}
-
 pub(super) const fn mask(depth: u32) -> u32 {
     (1 << depth) - 1
 }
@@ -684,7 +678,7 @@ impl<V: Stored> Table<V> {
                     let mut stamp = Stamp::new(version, new.codec, persists);
                     let member = Member::from(member);
                     if persists {
-                        ledger.dirty(&member, place_of(hash));
+                        ledger.dirty(&member, shard_bits(hash));
                     }
                     if let Until::At(deadline) = until {
                         stamp = stamp.expiring(true);
@@ -793,7 +787,7 @@ impl<V: Stored> Table<V> {
                 *bytes += weight as u64;
             }
             if persists && !old_stamp.dirty() {
-                ledger.dirty(&slot.member, place_of(hash));
+                ledger.dirty(&slot.member, shard_bits(hash));
             }
             let (old, over) = if is_over { (None, old_value) } else { (old_value, None) };
             Ok(Done { old, version, over })
@@ -973,7 +967,7 @@ impl<V: Stored> Table<V> {
             let stamp = Stamp::new(version, codec, persists);
             let slot = Slot { member: Member::from(member), value: Some(value), stamp };
             if persists {
-                ledger.dirty(&slot.member, place_of(hash));
+                ledger.dirty(&slot.member, bits);
             }
             inner.slots.insert_unique(hash, slot, |slot| hash_name(&self.hasher, &slot.member));
             self.split_if_full(number, shard, inner);
@@ -999,7 +993,7 @@ impl<V: Stored> Table<V> {
             self.keep(hash, &slot.member, &old_value, old_stamp, None, version);
         }
         if persists && !old_stamp.dirty() {
-            ledger.dirty(&slot.member, place_of(hash));
+            ledger.dirty(&slot.member, bits);
         }
         Ok(old_value)
     }
@@ -1097,7 +1091,7 @@ impl<V: Stored> Table<V> {
         let old = if ledger.persists() {
             slot.stamp = Stamp::new(version, 0, true);
             if !old_stamp.dirty() {
-                ledger.dirty(&slot.member, place_of(hash));
+                ledger.dirty(&slot.member, shard_bits(hash));
             }
             slot.value.take()
         } else {
@@ -1305,9 +1299,9 @@ impl<V: Stored> Table<V> {
         })
     }
 
-    /// The place of a [`KeyId`].
-    pub(crate) fn place(&self, member: &str) -> u32 {
-        place_of(self.hash(member))
+    /// The bits of a [`KeyId`].
+    pub(crate) fn bits(&self, member: &str) -> u32 {
+        shard_bits(self.hash(member))
     }
 
     /// As [`take`](Self::take), of these members from number `done` on: some at once where neighbours are of one shard, so
@@ -1322,10 +1316,10 @@ impl<V: Stored> Table<V> {
     ) -> Result<(), Refused> {
         let mut taken = Vec::with_capacity(AT_ONCE);
         while let Some(first) = keys.get(*done) {
-            let (number, shard) = self.find_shard(first.place.reverse_bits());
+            let (number, shard) = self.find_shard(first.bits);
             let mask = shard.mask.load(Ordering::Relaxed);
             let rest = &keys[*done..];
-            let same = rest.iter().take(AT_ONCE).take_while(|key| key.place.reverse_bits() & mask == number).count();
+            let same = rest.iter().take(AT_ONCE).take_while(|key| key.bits & mask == number).count();
             // None, if it is being divided just now.
             let outcome = self.take_together(number, &rest[..same.max(1)], buffer, &mut taken);
             *done += taken.len();
@@ -1354,7 +1348,7 @@ impl<V: Stored> Table<V> {
         buffer.reserve(AT_ONCE * FEW);
         let all_are_here = self.shard(number).is_some_and(|shard| {
             let mut inner = shard.inner.write();
-            let is_here = |key: &KeyId| Self::holds(shard, number, key.place.reverse_bits());
+            let is_here = |key: &KeyId| Self::holds(shard, number, key.bits);
             if self.has_moved() || !keys.iter().all(is_here) {
                 return false;
             }
@@ -1669,7 +1663,7 @@ mod tests {
         fn persists(&self) -> bool {
             true
         }
-        fn dirty(&self, _member: &Member, _place: u32) {}
+        fn dirty(&self, _member: &Member, _bits: u32) {}
         fn cleared(&self, _version: u64) {}
         fn schedule(&self, _member: &Member, _old: Option<u64>, _new: Option<u64>) {}
 
@@ -1724,7 +1718,7 @@ mod tests {
         let (table, ledger) = filled(1000);
         let at_risk =
             |table: &Table<Value>| table.lock_all().iter().map(|(_, inner)| inner.at_risk).sum::<Wrapping<_>>().0;
-        let key = |name: &str| KeyId { collection: 0, place: table.place(name), member: Member::from(name) };
+        let key = |name: &str| KeyId { collection: 0, bits: table.bits(name), member: Member::from(name) };
         let keys: Vec<KeyId> = (0..1000).chain([5, 5]).map(|n: i32| key(&n.to_string())).collect();
         assert_eq!(at_risk(&table), keys[..1000].iter().map(|key| key.member.len() + 8).sum::<usize>());
 
@@ -1736,7 +1730,7 @@ mod tests {
         // One twice under one lock.
         put(&table, "7", "1", &ledger);
         taken.clear();
-        let number = table.find_shard(keys[7].place.reverse_bits()).0;
+        let number = table.find_shard(keys[7].bits).0;
         table.take_together(number, &[key("7"), key("7")], &mut Vec::new(), &mut taken).unwrap();
         let charges: Vec<_> = taken.iter().map(|taken| taken.as_ref().unwrap().charge).collect();
         assert_eq!(charges, [2, 0]);
@@ -1787,9 +1781,9 @@ mod tests {
     #[test]
     fn members_of_one_shard_are_neighbours_in_the_order_of_keys() {
         let (table, _) = filled(3000);
-        let mut keys: Vec<(u32, u32)> = (0..3000)
-            .map(|n| table.place(&n.to_string()))
-            .map(|place| (place, table.find_shard(place.reverse_bits()).0))
+        let mut keys: Vec<(u64, u32)> = (0..3000)
+            .map(|n| KeyId { collection: 1, bits: table.bits(&n.to_string()), member: Member::default() })
+            .map(|key| (key.order(), table.find_shard(key.bits).0))
             .collect();
         keys.sort_unstable();
         assert_eq!(keys.chunk_by(|a, b| a.1 == b.1).count(), table.shards());
