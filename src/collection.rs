@@ -404,7 +404,7 @@ impl<T: Send + Sync + 'static> Collection<T> {
     pub fn delete_all(&self) -> Result<usize> {
         // What is cleared is dropped here, when no lock is held.
         let concern = || Concern::Clear { collection: self.shelves.id };
-        Ok(self.write(concern, |lane| Ok(self.shelf.table.clear(lane)?))?.members)
+        Ok(self.write(concern, |lane| Ok(self.shelf.table.clear(lane)?))?.end())
     }
 
     /// All members with their values, in no particular order. Not a snapshot: a member written meanwhile may be there

@@ -355,7 +355,7 @@ impl<V: Stored> AnyShelf for Shelf<V> {
     }
 
     fn clear(&self, ledger: &dyn Ledger) -> Result<usize, Stop> {
-        Ok(self.table.clear(ledger)?.members)
+        Ok(self.table.clear(ledger)?.end())
     }
 
     fn contains(&self, member: &str) -> Result<bool, Refused> {
@@ -713,6 +713,12 @@ impl Shelves {
             }
         }
         failed
+    }
+}
+
+impl Drop for Shelves {
+    fn drop(&mut self) {
+        self.raw.table.end();
     }
 }
 

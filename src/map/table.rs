@@ -225,8 +225,18 @@ pub(crate) struct Table<V> {
 }
 
 /// See [`Stored::touch`].
-fn touch<'a, V: Stored>(slots: impl Iterator<Item = &'a Slot<V>>) {
-    std::hint::black_box(slots.filter_map(|slot| Some(slot.value.as_ref()?.touch())).sum::<usize>());
+fn touch<'a, V: Stored>(values: impl Iterator<Item = &'a V>) {
+    std::hint::black_box(values.map(V::touch).fold(0, usize::wrapping_add));
+}
+
+fn values_of<'a, V: 'a>(slots: impl Iterator<Item = &'a Slot<V>>) -> impl Iterator<Item = &'a V> {
+    slots.filter_map(|slot| slot.value.as_ref())
+}
+
+/// Drops the members of a shard: to drop a value is to write to where it lies, so all are read first.
+fn end<V: Stored>(slots: HashTable<Slot<V>>) {
+    touch(values_of(slots.iter()));
+    drop(slots);
 }
 
 fn held<V: Stored>(value: &V) -> Held {
@@ -403,10 +413,24 @@ impl<V> Done<V> {
 
 /// What `clear` removed. The values are in here, for the caller to drop when no lock is held.
 pub(crate) struct Cleared<V> {
-    pub(crate) members: usize,
-    _indexed: Vec<index::Content<V>>,
-    _tables: Vec<HashTable<Slot<V>>>,
-    _values: Vec<V>,
+    members: usize,
+    indexed: Vec<index::Content<V>>,
+    tables: Vec<HashTable<Slot<V>>>,
+    /// Of each shard of which something is here still.
+    values: Vec<Vec<V>>,
+}
+
+impl<V: Stored> Cleared<V> {
+    /// Drops it, and says how many members it had.
+    pub(crate) fn end(self) -> usize {
+        drop(self.indexed);
+        self.tables.into_iter().for_each(end);
+        for values in self.values {
+            touch(values.iter());
+            drop(values);
+        }
+        self.members
+    }
 }
 
 /// Every shard of a table, or some, locked: with their numbers, in order.
@@ -1200,7 +1224,7 @@ impl<V: Stored> Table<V> {
             return Err(Refused::Moved);
         }
         ledger.check_open()?;
-        let mut cleared = Cleared { members: 0, _indexed: Vec::new(), _tables: Vec::new(), _values: Vec::new() };
+        let mut cleared = Cleared { members: 0, indexed: Vec::new(), tables: Vec::new(), values: Vec::new() };
         if all.iter().all(|(_, inner)| inner.live == 0) {
             return Ok(cleared);
         }
@@ -1222,7 +1246,7 @@ impl<V: Stored> Table<V> {
                 }
             }
         }
-        cleared._indexed = indexes.iter_mut().map(|content| content.clear()).collect();
+        cleared.indexed = indexes.iter_mut().map(|content| content.clear()).collect();
         drop(indexes);
         let mut freed: Wrapping<usize> = all.iter().map(|(_, inner)| inner.at_risk).sum();
         // Every dirty member counts something.
@@ -1235,10 +1259,11 @@ impl<V: Stored> Table<V> {
             let slots = std::mem::take(&mut inner.slots);
             inner.at_risk = Wrapping(0);
             if !some_are_dirty || !slots.iter().any(|slot| slot.stamp.dirty()) {
-                cleared._tables.push(slots);
+                cleared.tables.push(slots);
             } else {
+                let mut values = Vec::with_capacity(slots.len());
                 for slot in slots {
-                    cleared._values.extend(slot.value);
+                    values.extend(slot.value);
                     if slot.stamp.dirty() {
                         let tombstone = Slot { member: slot.member, value: None, stamp: Stamp::new(version, 0, true) };
                         inner.at_risk += tombstone.at_risk();
@@ -1247,6 +1272,7 @@ impl<V: Stored> Table<V> {
                     }
                 }
                 freed -= inner.at_risk;
+                cleared.values.push(values);
             }
             (inner.live, inner.bytes, inner.newest) = (0, Wrapping(0), version);
         }
@@ -1366,7 +1392,7 @@ impl<V: Stored> Table<V> {
                     *found = slots.find_bucket_index(self.hash(&key.member), |slot| slot.member == key.member);
                 }
             }
-            touch(found.iter().filter_map(likely));
+            touch(values_of(found.iter().filter_map(likely)));
             for found in &found[..keys.len()] {
                 let take = |slot: &mut Slot<V>| {
                     // It may be among them twice.
@@ -1466,7 +1492,7 @@ impl<V: Stored> Table<V> {
         done: impl Fn(u64),
     ) -> Result<Option<u64>, Refused> {
         self.scan_with(cursor, |inner, next| {
-            touch(inner.slots.iter());
+            touch(values_of(inner.slots.iter()));
             for slot in &inner.slots {
                 if let Some(value) = slot.value.as_ref().filter(|_| all || inner.shows(slot, &self.clock)) {
                     pick(&slot.member, value, slot.stamp, inner.deadline(slot));
@@ -1536,6 +1562,13 @@ impl<V: Stored> Table<V> {
             guards.push((number, inner));
         }
         guards
+    }
+
+    /// Drops all members, of a table that nobody uses any more.
+    pub(crate) fn end(&mut self) {
+        for (_, mut inner) in self.lock_all() {
+            end(std::mem::take(&mut inner.slots));
+        }
     }
 
     /// Passes through every shard's lock: whatever was set before is seen by every write that comes after.
@@ -1863,7 +1896,7 @@ mod tests {
         table.delete("8", Only::Always, &ledger).unwrap();
         assert_eq!(sum(&table), all - 9 - 8);
         let before = ledger.1.load(std::sync::atomic::Ordering::Relaxed);
-        assert_eq!(table.clear(&ledger).unwrap().members, 999);
+        assert_eq!(table.clear(&ledger).unwrap().end(), 999);
         // What was dirty waits still, as tombstones of the length of their names.
         let names = all - 8 * 1000 - 1;
         assert_eq!(sum(&table), names);
