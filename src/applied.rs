@@ -1,4 +1,5 @@
-//! What the backend has applied and not yet synced: the newest of each key.
+//! What the backend has applied and not yet synced: the newest of each key. It knows nothing of backends, nor of what becomes of
+//! it: the janitor does.
 
 use std::hash::BuildHasher;
 
