@@ -444,12 +444,8 @@ impl<V: Stored> AnyShelf for Shelf<V> {
     }
 
     fn unmark(&self, member: &str) -> Result<Option<Mark>, Refused> {
-        let Some(Taken { what, stamp, charge, .. }) = self.table.take(member, &mut Vec::new())? else {
-            return Ok(None);
-        };
-        // It may be the last handle of the caller's value, whose `Drop` may panic.
-        drop(catch_unwind(AssertUnwindSafe(|| drop(what))));
-        Ok(Some(Mark { version: stamp.version(), dirty: stamp.dirty(), charge }))
+        let mark = |(stamp, charge): (Stamp, usize)| Mark { version: stamp.version(), dirty: stamp.dirty(), charge };
+        Ok(self.table.unmark(member)?.map(mark))
     }
 
     fn bury(&self, member: &str, version: u64) -> Result<(), Refused> {

@@ -1314,14 +1314,32 @@ impl<V: Stored> Table<V> {
 
     /// Clears the dirty mark, and then reads the value: a write that comes after the mark was cleared sends the key
     /// again. `None` when there is no such slot, as after a `clear`.
-    pub(crate) fn take(&self, member: &str, buffer: &mut Vec<u8>) -> Result<Option<Taken<V>>, Refused> {
+    fn take(&self, member: &str, buffer: &mut Vec<u8>) -> Result<Option<Taken<V>>, Refused> {
+        self.uncharge(member, |slot, charge, deadlines| slot.take(charge, deadlines, buffer))
+    }
+
+    /// As [`take`](Self::take), of what somebody else has stored: as it was marked, and what it counted among the bytes not
+    /// yet durable until now.
+    pub(crate) fn unmark(&self, member: &str) -> Result<Option<(Stamp, usize)>, Refused> {
+        self.uncharge(member, |slot, charge, _| {
+            let stamp = slot.stamp;
+            slot.stamp = stamp.cleaned();
+            (stamp, charge)
+        })
+    }
+
+    fn uncharge<R>(
+        &self,
+        member: &str,
+        clean: impl FnOnce(&mut Slot<V>, usize, &Option<Box<Deadlines>>) -> R,
+    ) -> Result<Option<R>, Refused> {
         let hash = self.hash(member);
         self.write(hash, |inner| {
             let Inner { slots, at_risk, deadlines, .. } = inner;
             let slot = slots.find_mut(hash, |slot| slot.member == *member)?;
             let charge = slot.at_risk();
             *at_risk -= charge;
-            Some(slot.take(charge, deadlines, buffer))
+            Some(clean(slot, charge, deadlines))
         })
     }
 
@@ -1892,6 +1910,15 @@ mod tests {
         let taken = table.take("7", buffer).unwrap().unwrap();
         assert_eq!((taken.charge, taken.stamp.dirty()), (9, true));
         assert_eq!(table.take("7", buffer).unwrap().unwrap().charge, 0);
+        assert_eq!(sum(&table), all - 9);
+        // What somebody else has stored.
+        put(&table, "7", "12345678", &ledger);
+        assert_eq!(sum(&table), all);
+        let (stamp, charge) = table.unmark("7").unwrap().unwrap();
+        assert!(stamp.dirty() && stamp.version() > 1000 && charge == 9);
+        let (stamp, charge) = table.unmark("7").unwrap().unwrap();
+        assert!(!stamp.dirty() && charge == 0);
+        assert!(table.unmark("nobody").unwrap().is_none());
         assert_eq!(sum(&table), all - 9);
         table.delete("8", Only::Always, &ledger).unwrap();
         assert_eq!(sum(&table), all - 9 - 8);
