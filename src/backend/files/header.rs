@@ -101,7 +101,7 @@ pub(crate) fn decode(file: &[u8]) -> Result<(Header<'_>, &[u8]), String> {
 /// Whether as many bytes follow the first line as it says. Nothing else is looked at.
 pub(crate) fn is_as_long_as_it_says(file: &[u8]) -> bool {
     let says = || {
-        let end = file.iter().position(|&b| b == b'\n')?;
+        let end = find(file, b'\n')?;
         let length = file[..end.checked_sub(CHECKSUM.len() + 8)?].rsplit(|&b| b == b'=').next()?;
         let length: usize = std::str::from_utf8(length).ok()?.parse().ok()?;
         Some(end + 1 + length)
@@ -117,12 +117,12 @@ pub(crate) fn parse(start: &[u8]) -> Result<(Header<'_>, usize), String> {
     if start.iter().all(|&b| b == 0) {
         return Err("it is all zeros".into());
     }
-    let Some(end) = start.iter().position(|&b| b == b'\n') else {
+    let Some(end) = find(start, b'\n') else {
         return Err("its first line has no end".into());
     };
     let line = std::str::from_utf8(&start[..end]).map_err(|_| "its first line is not UTF-8")?;
     let rest = line.strip_prefix("larder ").ok_or("it does not begin with \"larder\"")?;
-    let (format, rest) = rest.split_once(' ').ok_or("its header is cut short")?;
+    let (format, rest) = until_space(rest).ok_or("its header is cut short")?;
     match number(format, "format")? {
         FORMAT => {}
         0 => return Err("its format is 0, which never was".into()),
@@ -161,8 +161,8 @@ pub(crate) fn parse(start: &[u8]) -> Result<(Header<'_>, usize), String> {
 /// in any other way than `quoted` spells it is none.
 fn unquote(text: &str) -> Option<(Cow<'_, str>, &str)> {
     let inner = text.strip_prefix('"')?;
-    let plain = inner.find(['"', '\\'])?;
-    if inner.as_bytes()[plain] == b'"' && inner.bytes().take(plain).all(|b| b >= b' ') {
+    let plain = inner.bytes().position(|b| b == b'"' || b == b'\\' || b < b' ')?;
+    if inner.as_bytes()[plain] == b'"' {
         return Some((Cow::Borrowed(&inner[..plain]), inner[plain + 1..].strip_prefix(' ')?));
     }
     let mut stream = serde_json::Deserializer::from_str(text).into_iter::<String>();
@@ -176,9 +176,24 @@ fn unquote(text: &str) -> Option<(Cow<'_, str>, &str)> {
 
 fn field<'a>(rest: &mut &'a str, name: &str) -> Result<&'a str, String> {
     let after = rest.strip_prefix(name).ok_or_else(|| format!("its header has no {name:?} where it belongs"))?;
-    let (value, after) = after.split_once(' ').ok_or("its header is cut short")?;
+    let (value, after) = until_space(after).ok_or("its header is cut short")?;
     *rest = after;
     Ok(value)
+}
+
+/// What stands before the first space, and after it. A value is of few bytes: they are looked at one by one.
+fn until_space(text: &str) -> Option<(&str, &str)> {
+    let space = text.bytes().position(|b| b == b' ')?;
+    Some((&text[..space], &text[space + 1..]))
+}
+
+/// Where the first of these bytes is: sixteen are looked at together.
+fn find(bytes: &[u8], byte: u8) -> Option<usize> {
+    const TOGETHER: usize = 16;
+    let without = |some: &[u8; TOGETHER]| some.iter().fold(0, |found, b| found | u8::from(*b == byte)) == 0;
+    let (chunks, _) = bytes.as_chunks::<TOGETHER>();
+    let skipped = TOGETHER * chunks.iter().take_while(|some| without(some)).count();
+    bytes[skipped..].iter().position(|b| *b == byte).map(|at| skipped + at)
 }
 
 /// Decimal, without a sign and without leading zeros.
@@ -196,6 +211,19 @@ mod tests {
         let mut file = Vec::new();
         encode(&mut file, "artist", member, 42, None, "json", value);
         file
+    }
+
+    #[test]
+    fn a_byte_is_found_wherever_it_is() {
+        for length in 0..70 {
+            let mut bytes = vec![b'x'; length];
+            assert_eq!(find(&bytes, b'\n'), None);
+            for at in (0..length).rev() {
+                // Others follow.
+                bytes[at] = b'\n';
+                assert_eq!(find(&bytes, b'\n'), Some(at));
+            }
+        }
     }
 
     #[test]
