@@ -5,13 +5,16 @@ use std::fmt;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant, SystemTime};
 
+use crate::apart::Apart;
 use crate::error::Error;
 use crate::shelf::panic_message;
 use crate::sync::Mutex;
-use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 #[derive(Default)]
 pub(crate) struct Background {
+    /// Threads that wait for a write of theirs to become durable. Each of them writes here.
+    waiters: Apart<AtomicUsize>,
     /// Bytes in the journal that have not come to rest.
     waiting: AtomicU64,
     /// Counts whatever is done: whoever waits can see that something moves.
@@ -51,7 +54,27 @@ impl fmt::Debug for Background {
     }
 }
 
+/// One of those that wait for their writes, until it goes.
+pub(crate) struct Waiting<'a>(&'a Background);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.waiters.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 impl Background {
+    /// This thread waits for a write of its own.
+    pub(crate) fn wait(&self) -> Waiting<'_> {
+        self.waiters.0.fetch_add(1, Ordering::Relaxed);
+        Waiting(self)
+    }
+
+    /// Threads that wait for a write of theirs.
+    pub(crate) fn waiters(&self) -> usize {
+        self.waiters.0.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn waiting(&self) -> u64 {
         self.waiting.load(Ordering::Acquire)
     }

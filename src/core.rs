@@ -76,8 +76,6 @@ pub(crate) struct Engine {
     version: Apart<AtomicU64>,
     /// Bytes written and not yet durable.
     unsaved: Apart<AtomicUsize>,
-    /// Threads that wait for a write of theirs to become durable.
-    waiters: Apart<AtomicUsize>,
     /// `None` when nothing is behind the map.
     outbox: Option<Sender<Msg>>,
     pub(crate) link: Arc<Link>,
@@ -146,7 +144,6 @@ impl Engine {
             codecs: Codecs::new(),
             version: Apart(AtomicU64::new(0)),
             unsaved: Apart(AtomicUsize::new(0)),
-            waiters: Apart(AtomicUsize::new(0)),
             outbox,
             link,
             report: Mutex::new(LoadReport::default()),
@@ -335,7 +332,7 @@ impl Engine {
 
     /// Threads that wait for a write of theirs.
     pub(crate) fn waiting_writers(&self) -> usize {
-        self.waiters.0.load(Ordering::Relaxed)
+        self.link.background.waiters()
     }
 
     /// Keys that wait for the janitor.
@@ -733,13 +730,12 @@ impl Core {
 
     /// As `wait_until_durable`. Where a sync is quick, whoever waits for it does not fall asleep for as long as it usually takes:
     /// to wake one thread up takes a part of that, to wake up sixteen as long. It keeps watch on a thread that has nothing
-    /// else to do, and lets others have the processor; it does not do the janitor's work, which could not be given up when
+    /// else to do, and lets others have the processor, for the janitor may be among them; it does not do the janitor's work, which could not be given up when
     /// the disk hangs.
     fn wait_for_write(&self, engine: &Engine, concern: Concern) -> Result<()> {
         let action = "an Immediate write";
         let (reply, answer) = question();
-        let alone = engine.waiters.0.fetch_add(1, Ordering::Relaxed) == 0;
-        let waiting = Waiting(&engine.waiters.0);
+        let waiting = engine.link.background.wait();
         self.tell(engine, action, Msg::Flush(concern, reply))?;
         engine.link.joins();
         let until = Instant::now() + engine.link.watch();
@@ -747,7 +743,7 @@ impl Core {
             if let Ok(answer) = answer.get() {
                 return answer;
             }
-            if alone { std::hint::spin_loop() } else { thread::yield_now() }
+            thread::yield_now();
         }
         let answered = self.wait_for_answer(engine, &answer, |_| {});
         drop(waiting);
@@ -953,15 +949,6 @@ struct Seen {
     left: bool,
     /// What the caller's callback panicked with.
     panic: Option<Box<dyn Any + Send>>,
-}
-
-/// One of those that wait for their writes, until it goes.
-struct Waiting<'a>(&'a AtomicUsize);
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 /// A write that found the bytes not yet durable at their bound.

@@ -617,7 +617,8 @@ impl Janitor {
         if self.immediate() && !cfg!(shuttle) {
             let until = Instant::now() + LISTEN;
             while message.is_none() && Instant::now() < until {
-                std::hint::spin_loop();
+                // Whoever is about to write may wait for this processor.
+                thread::yield_now();
                 message = self.inbox.try_recv().ok();
             }
         }

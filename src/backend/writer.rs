@@ -100,7 +100,7 @@ fn write(folder: &mut Folder, lot: &mut Vec<(Box<str>, Arc<str>, Record)>) -> Re
         Some(Change::Put { collection, member, version, deadline: record.deadline, codec, value })
     });
     let changes: Vec<Change<'_>> = changes.collect();
-    folder.apply(&changes).map_err(super::Rejected::into_error)?;
+    folder.apply(&changes, &|| {}).map_err(super::Rejected::into_error)?;
     folder.sync()?;
     lot.clear();
     Ok(())

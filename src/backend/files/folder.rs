@@ -98,11 +98,12 @@ impl Folder {
         }
     }
 
-    pub(in crate::backend) fn apply(&mut self, batch: &[Change<'_>]) -> Result<(), Rejected> {
+    /// Calls `between` now and then: for each file that is written, twice.
+    pub(in crate::backend) fn apply(&mut self, batch: &[Change<'_>], between: &dyn Fn()) -> Result<(), Rejected> {
         let mut failed = Vec::new();
         // Removals first: on a full disk they make room.
         self.remove(batch, &mut failed);
-        self.write(batch, &mut failed);
+        self.write(batch, between, &mut failed);
         if failed.is_empty() {
             return Ok(());
         }
@@ -184,7 +185,7 @@ impl Folder {
     }
 
     /// Writes all, and renames all.
-    fn write(&mut self, batch: &[Change<'_>], failed: &mut Vec<(usize, Error)>) {
+    fn write(&mut self, batch: &[Change<'_>], between: &dyn Fn(), failed: &mut Vec<(usize, Error)>) {
         let is_written = |change: &&Change<'_>| matches!(change, Change::Put { .. } | Change::Deadline { .. });
         let sync_each = !self.sync_fs || batch.iter().filter(is_written).count() <= SYNC_EACH;
         let mut written = Vec::new();
@@ -202,6 +203,7 @@ impl Folder {
                 failed.push((index, error.clone()));
                 continue;
             }
+            between();
             bytes.clear();
             match self.content(change, &mut bytes) {
                 Ok(true) => {}
@@ -221,6 +223,7 @@ impl Folder {
         }
         self.data_unsynced |= !sync_each && !written.is_empty();
         for (index, temporary, collection, member) in written {
+            between();
             if let Err(error) = self.put_in_place(&temporary, collection, member) {
                 self.discard(&temporary);
                 failed.push((index, error));
@@ -348,7 +351,7 @@ mod tests {
         sim.record();
         // What opening it did is another matter.
         drop(sim.take_log());
-        folder.apply(batch).unwrap();
+        folder.apply(batch, &|| {}).unwrap();
         folder.sync().unwrap();
         sim.take_log().iter().filter(|op| matches!(op, Op::SyncDir { .. })).count()
     }

@@ -295,6 +295,13 @@ impl Drop for Follower {
 }
 
 impl Trail {
+    /// Lets those who wait for a write have the processor, unless so much waits that they will soon wait for this thread.
+    fn give_way(&self) {
+        if self.background.waiters() > 0 && self.background.waiting() < self.much {
+            thread::yield_now();
+        }
+    }
+
     fn retired(&self) {
         let mut state = self.state.lock();
         state.parts.pop_front();
@@ -420,7 +427,7 @@ impl Work {
                 // What was applied is applied again: by the next load, or when the thread is started again.
                 return Err(Error::Degraded { reason: "the store is being dropped".into(), source: None });
             }
-            if let Err(rejected) = folder.apply(lot) {
+            if let Err(rejected) = folder.apply(lot, &|| self.trail.give_way()) {
                 if let Some(error) = rejected.all {
                     return Err(*error);
                 }
