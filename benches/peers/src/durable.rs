@@ -1,6 +1,7 @@
 //! Single writes, each of which returns when a power cut cannot take it any more.
 
 use std::fmt;
+use std::path::Path;
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -41,6 +42,9 @@ pub(crate) fn run(config: &Config) -> Result<()> {
     let there = input::members(config.size.there);
     let contenders = peers::doing(Work::Durable);
     let mut figures = ROWS.map(|_| contenders.iter().map(|_| Figures::default()).collect::<Vec<_>>());
+    // Whoever creates files soon after others were removed waits for the file system, and with it all who write (ext4 gives a
+    // number again only after minutes, and looks at each that it may not give): so all stores stay until the end.
+    let stores = config.temporary()?;
     for round in 0..config.size.rounds {
         for (row, &(writes, threads)) in ROWS.iter().enumerate() {
             for which in turns(round, contenders.len()) {
@@ -48,13 +52,15 @@ pub(crate) fn run(config: &Config) -> Result<()> {
                 // More threads do not make a floor: nobody syncs one record at a time faster than one thread does.
                 let threads = if contender.name == FLOOR { 1 } else { threads };
                 let figures = &mut figures[row][which];
-                one(config, contender, &there, (writes, threads), figures)?;
+                let dir = stores.path().join(format!("{round}-{row}-{which}"));
+                std::fs::create_dir(&dir)?;
+                one(config, contender, &dir, &there, (writes, threads), figures)?;
                 progress!(config, round, "{writes}, {threads} threads, {}: {}", contender.name, figures.last());
             }
         }
     }
     print(config, &contenders, &figures);
-    Ok(())
+    Ok(stores.close()?)
 }
 
 /// Of each round.
@@ -77,12 +83,12 @@ impl Figures {
 fn one(
     config: &Config,
     contender: &Contender,
+    dir: &Path,
     there: &[Member],
     (writes, threads): (Writes, usize),
     figures: &mut Figures,
 ) -> Result<()> {
-    let dir = config.temporary()?;
-    let open = |work| (contender.open)(dir.path(), work);
+    let open = |work| (contender.open)(dir, work);
     let peer = open(Work::Bulk)?;
     peer.load(there, &mut Lap::start())?;
     peer.close()?;
@@ -101,8 +107,7 @@ fn one(
     // A run that has stored nothing would be fast.
     let peer = open(Work::Bulk)?;
     check(contender, &*peer, new)?;
-    peer.close()?;
-    Ok(dir.close()?)
+    peer.close()
 }
 
 fn print(config: &Config, contenders: &[&Contender], figures: &[Vec<Figures>]) {
