@@ -55,15 +55,17 @@ impl ByKey {
         }
     }
 
-    /// Takes them all. The room for as many stays, but for what only an exception needed.
+    /// Takes them all. The room for as many stays, but for what only an exception needed, and for what is much.
     pub(crate) fn drain(&mut self) -> impl Iterator<Item = (KeyId, Applied)> {
-        const LITTLE: usize = 1024;
+        const LITTLE: usize = 1 << 10;
+        const MUCH: usize = 1 << 17;
 
-        let most = LITTLE.max(4 * self.entries.len());
+        let most = (4 * self.entries.len()).clamp(LITTLE, MUCH);
         self.numbers.clear();
         self.numbers.shrink_to(most, |_| 0);
+        let too_many = if self.entries.len() > most { std::mem::take(&mut self.entries) } else { Vec::new() };
         self.entries.shrink_to(most);
-        self.entries.drain(..)
+        too_many.into_iter().chain(self.entries.drain(..))
     }
 }
 
@@ -102,7 +104,8 @@ mod tests {
         let mut changes = ByKey::default();
         let mut fill = |many: u32| {
             for number in 0..many {
-                changes.insert(key(number), Applied { version: 1, deleted: false, charge: 0 });
+                let key = KeyId { bits: number.wrapping_mul(0x9e37_79b9), ..key(number) };
+                changes.insert(key, Applied { version: 1, deleted: false, charge: 0 });
             }
             assert_eq!(changes.drain().count(), many as usize);
             (changes.entries.capacity(), changes.numbers.capacity())
@@ -110,6 +113,8 @@ mod tests {
         let (entries, numbers) = fill(50_000);
         assert!(entries >= 50_000 && numbers >= 50_000, "{entries}, {numbers}");
         assert_eq!(fill(50_000), (entries, numbers));
+        let (entries, numbers) = fill(500_000);
+        assert!(entries < 300_000 && numbers < 300_000, "{entries}, {numbers}");
         fill(100);
         let (entries, numbers) = fill(100);
         assert!(entries < 2048 && numbers < 2048, "{entries}, {numbers}");

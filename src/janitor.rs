@@ -896,17 +896,21 @@ impl Janitor {
                 return Err(error);
             }
         };
-        if !covered.is_empty() {
+        // A clear that came with them may have removed what was taken, and is stored first. What it left behind of a member
+        // that was waiting has its own version.
+        let clears = std::mem::take(&mut self.clears);
+        if !covered.is_empty() || !clears.is_empty() {
             taken.retain(|Taken { at, version, charge, .. }| {
-                let is_covered = covered.get(&keys[*at as usize]).is_some_and(|newest| version <= newest);
-                if is_covered {
+                let key = &keys[*at as usize];
+                let is_over = covered.get(key).is_some_and(|newest| version <= newest)
+                    || clears.get(&key.collection).is_some_and(|clear| version < clear);
+                if is_over {
                     engine.adjust_unsaved(-(*charge as isize));
                 }
-                !is_covered
+                !is_over
             });
         }
 
-        let clears = std::mem::take(&mut self.clears);
         for &id in clears.keys() {
             // It may have come with the transactions.
             collections.entry(id).or_insert_with(|| engine.registry.by_id(id));
@@ -1184,6 +1188,8 @@ impl Janitor {
             Concern::Transaction => Ok(()),
             Concern::Clear { collection } if self.clears.contains_key(&collection) => outcome.clone(),
             Concern::Clear { .. } => Ok(()),
+            // The clear may have taken the place of what was written.
+            Concern::Member { collection, .. } if self.clears.contains_key(&collection) => outcome.clone(),
             Concern::Member { .. } if self.unencodable.is_empty() && self.pending.is_empty() => Ok(()),
             Concern::Member { collection, member } => {
                 let key = self.engine().registry.by_id(collection).key(member);

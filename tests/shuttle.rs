@@ -575,6 +575,31 @@ fn a_transaction_is_stored_whole_beside_single_writes_and_failures() {
     });
 }
 
+/// Fails when a value that was taken before a clear is stored after it: they can come into one batch, for a transaction has the
+/// janitor look at what was sent since.
+#[test]
+fn a_clear_that_comes_with_a_transaction_is_stored_after_what_it_has_cleared() {
+    check(|| {
+        let disk = Shared::default();
+        let store = open(&disk);
+        store.put("c/a", [1]).unwrap();
+        let other = store.clone();
+        let writer = thread::spawn(move || {
+            other.delete_all("c").unwrap();
+            other.transaction(|tx| tx.put("d/x", [2])).unwrap();
+            other.put("c/b", [3]).unwrap();
+        });
+        store.put("c/a", [4]).unwrap();
+        store.flush().unwrap();
+        writer.join().unwrap();
+        store.flush().unwrap();
+        agree(&store, &disk, "c");
+        agree(&store, &disk, "d");
+        assert_eq!((store.stats().dirty, store.stats().unsaved_bytes), (0, 0));
+        store.close().unwrap();
+    });
+}
+
 /// Fails when a version that has been replaced is compared with, or the closure's result is written over another's.
 #[test]
 fn no_update_is_lost() {

@@ -16,7 +16,7 @@ pub(crate) const ALIGNMENT: usize = 8;
 
 const CHANGE: u32 = 1;
 const TRANSACTION: u32 = 2;
-/// Members of one collection, put away by a compaction.
+/// Values of one collection that came together, or were put together by a compaction.
 const BLOCK: u32 = 3;
 /// What a packed segment says of others.
 const OTHERS: u32 = 4;
@@ -89,14 +89,16 @@ pub(crate) fn encode_each(out: &mut Vec<u8>, mut place: Place, synced: u64, chan
 
 /// How many of these changes, from the first, go into one frame.
 fn alike(changes: &[Change<'_>]) -> usize {
-    /// In bytes, about. Larger values stand alone.
+    /// The bytes of the members, at most. Larger values stand alone.
     const BLOCK: usize = 4 << 10;
+    /// At most as much as a version and two lengths take.
+    const NUMBERS: usize = 8 + 2 + 4;
 
     let Some(Change::Put { collection: first, codec: of_first, .. }) = changes.first() else { return 1 };
     let mut bytes = 0;
     let fits = |change: &&Change<'_>| match change {
-        Change::Put { collection, member, codec, value, .. } if collection == first && codec == of_first => {
-            bytes += member.len() + value.len();
+        Change::Put { collection, member, codec, value, deadline, .. } if collection == first && codec == of_first => {
+            bytes += NUMBERS + member.len() + value.len() + deadline.map_or(0, |deadline| size_of_val(&deadline));
             bytes <= BLOCK
         }
         _ => false,
@@ -623,10 +625,40 @@ mod tests {
         }
         assert_eq!(found, changes);
         assert!(sizes.iter().map(|(changes, _)| *changes).take(few.len()).eq(few), "{sizes:?}");
-        // 37 or 38 to a block.
         let blocks = &sizes[few.len()..];
-        assert_eq!(blocks.len(), 6, "{sizes:?}");
-        assert!(blocks.iter().all(|(_, size)| *size < (4 << 10) + 512), "{sizes:?}");
+        let is_full = |size: usize| ((3 << 10)..=(4 << 10) + 32).contains(&size);
+        assert!(blocks[..blocks.len() - 1].iter().all(|(_, size)| is_full(*size)), "{sizes:?}");
+        assert!(blocks.len() > 4 && is_full(blocks[blocks.len() - 1].1.max(3 << 10)), "{sizes:?}");
+    }
+
+    #[test]
+    fn many_small_members_with_deadlines_fill_no_larger_block() {
+        let names: Vec<String> = (0..2000).map(|number| format!("{number}")).collect();
+        // One of them is much older.
+        let version = |number: usize| if number == 0 { 1 } else { MAX_VERSION - 2000 + number as u64 };
+        let changes: Vec<Change<'_>> = names
+            .iter()
+            .enumerate()
+            .map(|(number, member)| Change::Put {
+                collection: "c",
+                member,
+                version: version(number),
+                deadline: Some(u64::MAX - 1),
+                codec: "raw",
+                value: b"",
+            })
+            .collect();
+        let mut bytes = Vec::new();
+        encode_each(&mut bytes, PLACE, 64, &changes);
+        let (mut at, mut met) = (0, 0);
+        while at < bytes.len() {
+            let place = Place { offset: PLACE.offset + at as u64, ..PLACE };
+            let Found::Whole(frame) = find(&bytes[at..], place) else { panic!("at {at}") };
+            assert!(frame.body.len() <= (4 << 10) + 32, "{}", frame.body.len());
+            met += frame.changes().unwrap().len();
+            at += frame.size() as usize;
+        }
+        assert_eq!(met, changes.len());
     }
 
     #[test]

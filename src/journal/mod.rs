@@ -168,7 +168,8 @@ impl Journal {
         Journal { fs, dir, numbers, last, active: None, sealed: Vec::new(), buffer: Vec::new() }
     }
 
-    /// Appends a frame for each of the transactions, and one for each of the changes, and hands them to the system.
+    /// Appends a frame for each of the transactions, and one for each of the changes, or for values of one collection that
+    /// come together, and hands them to the system.
     /// `counter` is at least the highest number in use.
     ///
     /// # Errors

@@ -104,7 +104,7 @@ pub(crate) fn is_as_long_as_it_says(file: &[u8]) -> bool {
         let end = find(file, b'\n')?;
         let length = file[..end.checked_sub(CHECKSUM.len() + 8)?].rsplit(|&b| b == b'=').next()?;
         let length: usize = std::str::from_utf8(length).ok()?.parse().ok()?;
-        Some(end + 1 + length)
+        (end + 1).checked_add(length)
     };
     says() == Some(file.len())
 }

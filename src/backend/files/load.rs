@@ -331,6 +331,16 @@ mod tests {
             assert!(filled <= most && file.read <= most && buffer.len() <= 2 * most, "{filled} of {length}");
             assert!(header::decode(&buffer[..filled]).is_err(), "it is longer than it says");
         }
+        // A length that nothing has.
+        for length in [u64::from(u32::MAX), u64::MAX] {
+            let bytes =
+                format!("larder 1 codec=raw version=1 deadline=none key=\"c/m\" length={length} crc32=00000000\nv");
+            let mut file = Piecewise(Endless { start: bytes.clone().into_bytes(), read: 0 }, usize::MAX);
+            let mut buffer = Vec::new();
+            let filled = read_whole(&mut file, &mut buffer).unwrap();
+            assert_eq!(&buffer[..filled], bytes.as_bytes());
+            assert!(header::decode(&buffer[..filled]).is_err());
+        }
         let mut file = Endless { start: b"a log, perhaps".to_vec(), read: 0 };
         read_whole(&mut file, &mut vec![0; FIRST_READ]).unwrap();
         assert_eq!(file.read, FIRST_READ);

@@ -168,7 +168,7 @@ impl Index {
             let garbage = end.saturating_sub(counted.live + segment::HEADER as u64);
             match aim {
                 Aim::Everything => !packed || first || garbage * 50 > end || small && is_small(end),
-                // What is not packed always has some: the headers of its frames.
+                // What is not packed may be half headers of frames, where small changes came one by one.
                 Aim::Worthwhile => first || garbage * 2 > end || small && is_small(end),
             }
         };
