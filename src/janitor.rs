@@ -134,6 +134,11 @@ impl Decision {
         self.change(Self::END, Self::LEAVE)
     }
 
+    /// The caller has stopped waiting, and goes on with the store.
+    fn is_given_up(&self) -> bool {
+        self.0.load(Ordering::Acquire) == Self::KEEP
+    }
+
     /// The janitor's end has failed: true if the caller hears of it, and false if the end it is.
     fn fail(&self) -> bool {
         self.change(Self::END, Self::NONE) || self.0.load(Ordering::Acquire) != Self::LEAVE
@@ -514,7 +519,8 @@ impl Janitor {
                     outcome = Err(error);
                     break;
                 }
-                let ending = self.close.is_some() || self.stop.is_some();
+                let is_closing = |closing: &Closing| !closing.decision.is_given_up();
+                let ending = self.close.as_ref().is_some_and(is_closing) || self.stop.is_some();
                 if !(ending && (self.drain() || !self.fresh.is_empty())) {
                     break;
                 }
@@ -883,6 +889,9 @@ impl Janitor {
             taken.push(Taken::new(at, load, charge, codec));
         }
         engine.adjust_unsaved(charged);
+        if charged < 0 {
+            self.link.room_was_made();
+        }
 
         // A value that was taken may be newer than a transaction's that is still in the channel, or be a transaction's
         // own. The transaction goes first, whole.
@@ -997,16 +1006,21 @@ impl Janitor {
     /// Takes what is in the channel by now, if there are transactions in it: what was sent before a value that has been
     /// taken was written is there.
     fn receive_transactions(&mut self) {
-        let mut left = if self.link.transactions.load(Ordering::SeqCst) > 0 { self.inbox.len() } else { 0 };
-        while left > 0
-            && let Ok(message) = self.inbox.try_recv()
-        {
-            match message {
-                // They wait for keys of this drain, which come with the next batch.
-                Msg::Flush(..) | Msg::Compact(_) | Msg::Close(_) | Msg::Stop(_) => self.late.push(message),
-                message => self.take_in(message),
+        let mut again = true;
+        while std::mem::take(&mut again) && self.link.transactions.load(Ordering::SeqCst) > 0 {
+            let mut left = self.inbox.len();
+            while left > 0
+                && let Ok(message) = self.inbox.try_recv()
+            {
+                // It says only now which the last one was, and a transaction may have been sent before that.
+                again |= matches!(message, Msg::Clear { .. });
+                match message {
+                    // They wait for keys of this drain, which come with the next batch.
+                    Msg::Flush(..) | Msg::Compact(_) | Msg::Close(_) | Msg::Stop(_) => self.late.push(message),
+                    message => self.take_in(message),
+                }
+                left -= 1;
             }
-            left -= 1;
         }
     }
 
@@ -1187,6 +1201,10 @@ impl Janitor {
             _ if !self.transactions.is_empty() => outcome.clone(),
             Concern::Transaction => Ok(()),
             Concern::Clear { collection } if self.clears.contains_key(&collection) => outcome.clone(),
+            // It may have found that all had been deleted already.
+            Concern::Clear { collection } if self.pending.keys().any(|key| key.collection == collection) => {
+                outcome.clone()
+            }
             Concern::Clear { .. } => Ok(()),
             // The clear may have taken the place of what was written.
             Concern::Member { collection, .. } if self.clears.contains_key(&collection) => outcome.clone(),

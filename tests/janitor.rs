@@ -28,6 +28,8 @@ struct State {
     fail_beyond: bool,
     panic: bool,
     closed: bool,
+    /// Each batch brings another write.
+    goes_on: Option<Store>,
 }
 
 #[derive(Clone, Default)]
@@ -85,6 +87,10 @@ impl Backend for Gate {
     fn apply(&mut self, batch: &[Change<'_>]) -> Result<(), Rejected> {
         self.change(|state| state.waiting = state.held);
         self.wait_until(|state| !state.held);
+        let goes_on = self.state().goes_on.clone();
+        if let Some(store) = goes_on {
+            store.put("c/more", self.state().batches.to_string()).unwrap();
+        }
         let mut state = self.state();
         state.waiting = false;
         assert!(!state.panic, "the backend broke");
@@ -403,6 +409,61 @@ fn a_hung_backend_hangs_neither_flush_nor_close_nor_drop() {
     assert!(!gate.state().closed);
     gate.release();
     gate.wait_until(|state| state.closed);
+}
+
+/// One that was given up is no reason to go on without an answer for as long as somebody writes.
+#[test]
+fn a_flush_after_a_close_that_was_given_up_is_answered_beside_writers() {
+    let gate = Gate::default();
+    let options = gate.options().durability(Durability::Buffered).stall_timeout(Duration::from_millis(20));
+    let store = options.open().unwrap();
+    gate.hold(&store);
+    store.put("c/a", "1").unwrap();
+    assert!(matches!(store.close(), Err(Error::Degraded { .. })));
+    gate.change(|state| state.goes_on = Some(store.clone()));
+    gate.release();
+    lab::until("a flush goes through", || store.flush().is_ok());
+    let other = gate.state().goes_on.take();
+    drop(other);
+    lab::until("a close goes through", || store.close().is_ok());
+}
+
+#[test]
+fn a_clear_of_nothing_waits_for_the_deletes_before_it() {
+    let gate = Gate::default();
+    let store = gate.options().durability(Durability::Immediate).open().unwrap();
+    store.put("c/a", "1").unwrap();
+    gate.change(|state| state.fail = true);
+    assert!(store.delete("c/a").is_err(), "not durable, and says so");
+    assert!(store.delete_all("c").is_err(), "nor is this");
+    gate.change(|state| state.fail = false);
+    store.delete_all("c").unwrap();
+    assert_eq!(gate.state().members.len(), 0);
+}
+
+/// Whoever waits for room is woken by what does not encode, too.
+#[test]
+fn a_value_that_does_not_encode_makes_room_for_others() {
+    #[derive(serde::Deserialize)]
+    struct Never;
+
+    impl serde::Serialize for Never {
+        fn serialize<S: serde::Serializer>(&self, _: S) -> Result<S::Ok, S::Error> {
+            Err(serde::ser::Error::custom("never"))
+        }
+    }
+
+    let gate = Gate::default();
+    let store = gate.options().max_unsaved(100).write_timeout(Duration::from_secs(3600)).open().unwrap();
+    let values = store.collection::<Never>("never").unwrap();
+    gate.hold(&store);
+    values.put("a-name-of-a-length".repeat(5), Never).unwrap();
+    let writer = {
+        let store = store.clone();
+        std::thread::spawn(move || store.put("c/b", vec![1; 90]))
+    };
+    gate.release();
+    assert!(writer.join().unwrap().unwrap().is_none());
 }
 
 #[test]

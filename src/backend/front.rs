@@ -28,6 +28,8 @@ pub(super) struct Front {
     pub(super) counter: u64,
     /// A segment of this size is followed by another.
     segment: u64,
+    /// Why a sync failed that nobody had asked for, with something in it that had been taken.
+    lost: Option<Error>,
 }
 
 impl Front {
@@ -40,7 +42,7 @@ impl Front {
         segment: u64,
     ) -> Front {
         let journal = Journal::new(place.fs.clone(), place.journal.clone(), numbers, last);
-        Front { place, journal, carried, counter, segment }
+        Front { place, journal, carried, counter, segment, lost: None }
     }
 
     pub(super) fn has_to_carry(&self) -> bool {
@@ -75,6 +77,23 @@ impl Front {
             self.journal.seal();
         }
         synced
+    }
+
+    /// The same, unasked: to have room, or because the segment is full. If it fails, what had been taken by then may be lost as
+    /// after any sync that fails, and whoever asks for the next one hears of that: [`was_lost`](Self::was_lost).
+    pub(super) fn sync_unasked(&mut self, something_was_taken: bool) -> Result<()> {
+        let synced = self.sync();
+        if let Err(error) = &synced
+            && something_was_taken
+        {
+            self.lost = Some(error.clone());
+        }
+        synced
+    }
+
+    /// For whoever asks for a sync, before it: what a sync that nobody had asked for may have lost.
+    pub(super) fn was_lost(&mut self) -> Result<()> {
+        self.lost.take().map_or(Ok(()), Err)
     }
 
     pub(super) fn is_full(&self) -> bool {

@@ -325,8 +325,13 @@ impl Journal {
     /// Closes the segment that is written, as far as it is durable. The next append begins another.
     pub(crate) fn seal(&mut self) {
         if let Some(active) = self.active.take() {
-            self.last = Extent { number: active.number, end: active.synced };
-            self.sealed.push(self.last);
+            let extent = Extent { number: active.number, end: active.synced };
+            // The next segment's header says how far the last one was durable, and nothing else does. Of one of which
+            // nothing is durable, the header is not either: the one before still has nobody who says it.
+            if active.synced > 0 {
+                self.last = extent;
+            }
+            self.sealed.push(extent);
         }
     }
 
@@ -362,4 +367,39 @@ impl Active {
 pub(crate) fn is_full(error: &std::io::Error) -> bool {
     use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
     matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fs::fault::{Fault, Faulty};
+
+    fn store(journal: &mut Journal, version: u64) -> Result<Extent> {
+        let put = Change::Put { collection: "c", member: "m", version, deadline: None, codec: "raw", value: b"v" };
+        journal.append(&[], &[put], version)?;
+        journal.sync()?;
+        Ok(journal.active().expect("it was written to"))
+    }
+
+    /// Whatever fails while the second segment begins.
+    #[test]
+    fn the_first_segment_that_is_durable_says_how_far_the_one_before_it_was() {
+        for at in 0.. {
+            let dir = tempfile::tempdir().unwrap();
+            let fs = Faulty::new(Fault { at, sticky: false, kind: std::io::ErrorKind::Other });
+            let Ok(root) = fs.open_root(dir.path()) else { continue };
+            let nothing = Extent { number: 0, end: 0 };
+            let mut journal = Journal::new(fs.clone(), Arc::new(root), Arc::new(Numbers::after(0)), nothing);
+            let Ok(first) = store(&mut journal, 1) else { continue };
+            journal.seal();
+            let next = (2..).find_map(|version| store(&mut journal, version).ok()).unwrap();
+            let start = read(&crate::fs::Native, &journal.dir, next.number, 0, segment::HEADER as u64).unwrap();
+            let header = Header::decode(&start, next.number).unwrap();
+            assert_eq!((header.previous, header.previous_end), (first.number, first.end), "operation {at} failed");
+            if !fs.struck() {
+                assert!(at > 6, "{at}");
+                break;
+            }
+        }
+    }
 }

@@ -285,9 +285,10 @@ impl Opened {
         self.carry()?;
         if self.follower.waiting() >= self.max_journal {
             // What is not durable cannot come to rest.
-            self.sync()?;
+            self.sync_unasked(self.front.unsynced() > 0)?;
             self.follower.wait_below(self.max_journal, PATIENCE)?;
         }
+        let something_was_taken = self.front.unsynced() > 0;
         let mut appended = self.front.append(transactions, changes);
         if matches!(&appended, Err(Error::Io { source, .. }) if journal::is_full(source)) && self.make_room(changes) {
             appended = self.front.append(transactions, changes);
@@ -295,7 +296,7 @@ impl Opened {
         self.tell_follower();
         appended?;
         if self.front.is_full() {
-            self.sync()?;
+            self.sync_unasked(something_was_taken)?;
         }
         Ok(())
     }
@@ -317,8 +318,13 @@ impl Opened {
     }
 
     fn sync(&mut self) -> Result<()> {
+        self.front.was_lost()?;
+        self.sync_unasked(false)
+    }
+
+    fn sync_unasked(&mut self, something_was_taken: bool) -> Result<()> {
         self.carry()?;
-        let synced = self.front.sync();
+        let synced = self.front.sync_unasked(something_was_taken);
         self.tell_follower();
         if synced.is_ok() {
             self.start();

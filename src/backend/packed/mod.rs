@@ -189,6 +189,7 @@ impl Opened {
 
     fn apply(&mut self, transactions: &[&[Change<'_>]], changes: &[Change<'_>]) -> Result<()> {
         self.carry()?;
+        let something_was_taken = self.front.unsynced() > 0;
         let appended = self.front.append(transactions, changes);
         self.compactor.show_unsynced(self.front.unsynced());
         appended?;
@@ -198,12 +199,13 @@ impl Opened {
         if self.front.is_full() {
             // What is sealed here is handed over with the next sync that is asked for: a transaction's record may come
             // after a newer change of one of its members, and before that sync.
-            self.front.sync()?;
+            self.front.sync_unasked(something_was_taken)?;
         }
         Ok(())
     }
 
     fn sync(&mut self) -> Result<()> {
+        self.front.was_lost()?;
         self.carry()?;
         let synced = self.front.sync();
         self.compactor.show_unsynced(self.front.unsynced());
@@ -352,7 +354,8 @@ fn load(place: &Arc<Place>, loader: &Loader<'_>) -> Result<Found> {
     let (strange, reads): (Vec<Read>, Vec<Read>) = reads.into_iter().partition(|read| read.is_strange);
     let strange = strange.into_iter().map(|read| read.held.number).collect();
     let held: Vec<Held> = reads.into_iter().map(|read| read.held).collect();
-    let last = held.iter().rev().find(|held| !held.packed);
+    // Nobody but the next segment's header says how far the last was durable. One of which nothing is durable says it for nobody.
+    let last = held.iter().rev().find(|held| !held.packed && held.end > segment::HEADER as u64);
     let last = last.map_or(Extent { number: 0, end: 0 }, |held| Extent { number: held.number, end: held.end });
     Ok(Found { held, replaced, strange, carried, last, highest, counter })
 }
