@@ -1,4 +1,5 @@
-//! What a backend does in the background, as the rest of the store sees it: how much waits, whether it moves, what fails.
+//! What a backend does in the background, as the rest of the store sees it: how much waits, whether it moves, what fails. And
+//! what it has to know of the rest of the store meanwhile: how many threads wait for a write of theirs. It starts no thread.
 
 use std::any::Any;
 use std::fmt;

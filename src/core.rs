@@ -730,8 +730,8 @@ impl Core {
 
     /// As `wait_until_durable`. Where a sync is quick, whoever waits for it does not fall asleep for as long as it usually takes:
     /// to wake one thread up takes a part of that, to wake up sixteen as long. It keeps watch on a thread that has nothing
-    /// else to do, and lets others have the processor, for the janitor may be among them; it does not do the janitor's work, which could not be given up when
-    /// the disk hangs.
+    /// else to do, and lets others have the processor, for the janitor may be among them; it does not do the janitor's work, which
+    /// could not be given up when the disk hangs.
     fn wait_for_write(&self, engine: &Engine, concern: Concern) -> Result<()> {
         let action = "an Immediate write";
         let (reply, answer) = question();
