@@ -100,6 +100,11 @@ fn undo_pack(place: &Place, before: &[u64]) -> Result<()> {
         return Ok(());
     }
     place.remove_temporaries(&place.tmp()?)?;
+    remove_new_segments(place, before)
+}
+
+/// Removes all but those that were there before.
+fn remove_new_segments(place: &Place, before: &[u64]) -> Result<()> {
     let mut numbers = journal::list(&*place.fs, &place.journal)?;
     numbers.retain(|number| !before.contains(number));
     front::remove(place, &numbers)
@@ -125,34 +130,34 @@ fn unpack(fs: Arc<dyn Fs>, path: &Path) -> Result<()> {
     let segments = place.read_segments()?;
     place.forget_segments()?;
     let begun = place.write_kept(Kept::PackedBesideFiles);
+    let before = journal::list(&*place.fs, &place.journal)?;
     let written = begun.and_then(|()| write_all(&place, &engine, Layout::Files, counter));
-    // From here on the segments are the journal of a store of files, which says the same as the files do. A part of them
-    // might not: so another comes first that says that all of them count for nothing.
-    let moved = written.and_then(|()| place.write_kept(Kept::Files));
+    let moved = written.and_then(|()| close_journal(&place, counter)).and_then(|()| place.write_kept(Kept::Files));
     if moved.is_err() {
         // What cannot be removed goes with the next load.
-        _ = undo_unpack(&place, segments);
+        _ = undo_unpack(&place, &before, segments);
     }
     moved?;
-    let front::Segments { known, replaced, highest } = front::segments(&place)?;
-    front::remove(&place, &replaced)?;
-    let all: Vec<u64> = known.iter().map(|known| known.number).collect();
-    let numbers = Numbers::after(highest);
-    let mut tomb = Out::new(&place, numbers.next());
-    tomb.speak_of(&journal::frame::Others { replaced: all.clone(), ends: Vec::new() });
-    tomb.finish(counter)?;
-    front::remove(&place, &all)?;
-    front::remove(&place, &[tomb.number])
+    let front::Segments { known, replaced, .. } = front::segments(&place)?;
+    front::remove_packed(&place, &known, &replaced)
+}
+
+/// Writes a packed segment with nothing in it. To a packed store it says nothing, to one of files that none of the segments
+/// counts: a part of them is not what the files say, nor are all of them in the order of their numbers.
+fn close_journal(place: &Arc<Place>, counter: u64) -> Result<()> {
+    let numbers = Numbers::after(front::segments(place)?.highest);
+    Out::new(place, numbers.next()).finish(counter)
 }
 
 /// Removes the files that were written, unless they count already.
-fn undo_unpack(place: &Place, segments: Option<Vec<Extent>>) -> Result<()> {
+fn undo_unpack(place: &Place, before: &[u64], segments: Option<Vec<Extent>>) -> Result<()> {
     let is_begun = place.is_kept(Kept::PackedBesideFiles);
     if !is_begun && !place.is_kept(Kept::Packed) {
         return Ok(());
     }
     place.remove_temporaries(&place.tmp()?)?;
     if is_begun {
+        remove_new_segments(place, before)?;
         remove_files(place)?;
     }
     // Nothing has changed in them since the close.

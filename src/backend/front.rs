@@ -175,6 +175,13 @@ pub(super) struct Known {
     pub(super) is_over: bool,
 }
 
+impl Known {
+    /// Whether it was written as a whole, before it had its name.
+    pub(super) fn is_packed(&self) -> bool {
+        self.header.is_some_and(|header| header.packed_end.is_some())
+    }
+}
+
 /// What stands in the journal's directory.
 #[derive(Debug)]
 pub(super) struct Segments {
@@ -222,7 +229,7 @@ pub(super) fn segments(place: &Place) -> Result<Segments> {
         found.push(Known { number, header, durable, is_over: false });
     }
     let (mut replaced, mut over) = (HashSet::new(), HashSet::new());
-    for known in found.iter().filter(|known| known.header.is_some_and(|header| header.packed_end.is_some())) {
+    for known in found.iter().filter(|known| known.is_packed()) {
         let start = segment::HEADER as u64;
         let bytes = journal::read(&*place.fs, &place.journal, known.number, start, start + LONGEST_LIST)?;
         let at = frame::Place { segment: known.number, offset: start };
@@ -253,6 +260,18 @@ pub(super) fn remove_replaced(place: &Place, numbers: &[u64]) -> Result<()> {
     }
     place.sync_dir(&place.journal)?;
     remove(place, numbers)
+}
+
+/// Removes the journal of a store of files that has packed segments in it. As long as one of them is there none of the
+/// others counts, so they go last.
+pub(super) fn remove_packed(place: &Place, known: &[Known], replaced: &[u64]) -> Result<()> {
+    // Whoever has put them there may have been killed before their names were durable.
+    place.sync_dir(&place.journal)?;
+    let numbers =
+        |packed: bool| known.iter().filter(move |known| known.is_packed() == packed).map(|known| known.number);
+    let others: Vec<u64> = numbers(false).chain(replaced.iter().copied()).collect();
+    remove(place, &others)?;
+    remove(place, &numbers(true).collect::<Vec<_>>())
 }
 
 /// Removes segments, durably.

@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::front::{self, AFTER_DAMAGE, Front, Tails, check_transaction, put_damage_aside};
+use super::front::{self, AFTER_DAMAGE, Front, Known, Tails, check_transaction, put_damage_aside};
 use super::{Backend, Change, Layout, Loader, Rejected};
 use crate::error::{Error, Result};
 use crate::fs::{Fs, Native};
@@ -175,7 +175,7 @@ impl Opened {
         let load::Found { mut damaged, highest, files } = load::load(&*place.fs, &place.root, loader)?;
         // Beside a writer: before the mark is looked at, for a close writes that before it removes the last segment.
         let is_at_rest = journal::list(&*place.fs, &place.journal)?.is_empty();
-        let (mark, mut counter) = match place.read_mark()? {
+        let (mut mark, mut counter) = match place.read_mark()? {
             Mark::At(mark) => (Some(mark), mark),
             Mark::Missing => (None, 0),
             Mark::Damaged(reason) => {
@@ -204,15 +204,23 @@ impl Opened {
             None => (front::segments(&place)?, HashMap::new()),
         };
         let front::Segments { known: found, replaced: gone, highest } = segments;
-        for known in found {
+        // The store was packed, or was about to be: what its files hold, they hold all of it, and the order of a packed store's
+        // segments says nothing.
+        let was_packed = found.iter().any(Known::is_packed);
+        for known in &found {
             let bytes = match read.remove(&known.number) {
                 Some(bytes) => bytes,
-                None => front::read(&place, &known)?,
+                None => front::read(&place, known)?,
             };
             let frames = &bytes[bytes.len().min(segment::HEADER)..];
             let scan = segment::scan(frames, known.number, segment::HEADER as u64, known.durable);
-            aside |= put_damage_aside(&place, &known, &bytes, &scan, loader)?;
             counter = counter.max(known.header.map_or(0, |header| header.counter));
+            if was_packed {
+                let versions = scan.frames.iter().flat_map(|(_, frame)| frame.changes().unwrap_or_default());
+                counter = counter.max(versions.map(|change| change.version()).max().unwrap_or(0));
+                continue;
+            }
+            aside |= put_damage_aside(&place, known, &bytes, &scan, loader)?;
             let mut rested = 0;
             for (offset, frame) in &scan.frames {
                 let changes = frame.changes().unwrap_or_default();
@@ -262,7 +270,15 @@ impl Opened {
             place.sync_dir(&opened.map_err(|error| Error::io("open directory", place.root.join(dir), error))?)?;
         }
         let segment = journal::SEGMENT.min((max_journal / 4).max(4 << 10));
-        front::remove_replaced(&place, &gone)?;
+        if was_packed && !place.is_only_looked_at() {
+            if mark != Some(counter) {
+                place.write_counter(counter)?;
+                mark = Some(counter);
+            }
+            front::remove_packed(&place, &found, &gone)?;
+        } else {
+            front::remove_replaced(&place, &gone)?;
+        }
         let numbers = Arc::new(Numbers::after(last.number.max(highest)));
         let front = Front::new(place, numbers, last, carried, counter, segment);
         Ok(Opened { front, follower, mark, counted, max_journal })

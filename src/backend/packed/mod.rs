@@ -89,6 +89,20 @@ impl Packed {
     fn opened(&mut self) -> Result<&mut Opened> {
         self.open.as_mut().ok_or_else(|| Error::NotLoaded { path: self.path.clone() })
     }
+
+    /// The next change goes into another segment.
+    #[cfg(test)]
+    pub(crate) fn seal(&mut self) {
+        let open = self.opened().expect("it is loaded");
+        open.front.journal.seal();
+        open.hand_over();
+    }
+
+    /// Packs what was sealed.
+    #[cfg(test)]
+    pub(crate) fn compact_now(&mut self) {
+        self.opened().expect("it is loaded").compactor.compact_now();
+    }
 }
 
 impl Backend for Packed {
@@ -107,7 +121,11 @@ impl Backend for Packed {
         for number in &found.strange {
             place.set_aside(*number)?;
         }
-        front::remove_replaced(&place, &found.replaced)?;
+        if !found.was_closed {
+            // A packed segment may have its name of a process that was killed before it was durable.
+            place.sync_dir(&place.journal)?;
+        }
+        front::remove(&place, &found.replaced)?;
         let numbers = Arc::new(Numbers::after(found.last.number.max(found.highest)));
         let background = loader.background.clone();
         #[cfg_attr(not(test), expect(unused_mut, reason = "tests change it"))]
@@ -136,11 +154,9 @@ impl Backend for Packed {
         self.opened()?.sync()?;
         #[cfg(test)]
         if self.eager {
-            let open = self.opened()?;
-            open.front.journal.seal();
-            open.hand_over();
+            self.seal();
             // What fails is told by `health`.
-            open.compactor.compact_now();
+            self.compact_now();
         }
         Ok(())
     }
@@ -257,6 +273,8 @@ impl Opened {
 
 /// What a load has found.
 struct Found {
+    /// The store was closed, and nothing was changed since.
+    was_closed: bool,
     held: Vec<Held>,
     /// Others have taken their place.
     replaced: Vec<u64>,
@@ -290,7 +308,9 @@ fn load(place: &Arc<Place>, loader: &Loader<'_>) -> Result<Found> {
         Mark::Damaged(reason) => (Err(reason), 0),
     };
     let front::Segments { mut known, replaced, highest } = front::segments(place)?;
-    for Extent { number, end } in place.read_segments()?.unwrap_or_default() {
+    let closed = place.read_segments()?;
+    let was_closed = closed.is_some();
+    for Extent { number, end } in closed.unwrap_or_default() {
         let path = place.journal.join(&journal::file_name(number));
         match known.iter_mut().find(|known| known.number == number) {
             Some(known) => known.durable = known.durable.max(end),
@@ -357,7 +377,7 @@ fn load(place: &Arc<Place>, loader: &Loader<'_>) -> Result<Found> {
     // Nobody but the next segment's header says how far the last was durable. One of which nothing is durable says it for nobody.
     let last = held.iter().rev().find(|held| !held.packed && held.end > segment::HEADER as u64);
     let last = last.map_or(Extent { number: 0, end: 0 }, |held| Extent { number: held.number, end: held.end });
-    Ok(Found { held, replaced, strange, carried, last, highest, counter })
+    Ok(Found { was_closed, held, replaced, strange, carried, last, highest, counter })
 }
 
 /// Gives what is in a segment to the loader: what may not be durable is kept for later.
@@ -372,7 +392,6 @@ fn read(
     let frames = &bytes[bytes.len().min(segment::HEADER)..];
     let scan = segment::scan(frames, known.number, segment::HEADER as u64, known.durable);
     let damaged = put_damage_aside(place, known, &bytes, &scan, loader)?;
-    let packed = known.header.is_some_and(|header| header.packed_end.is_some());
     let given = Mutex::new(Given { records: 0, counter: known.header.map_or(0, |header| header.counter) });
     let mut told = 0;
     in_parallel(
@@ -405,7 +424,7 @@ fn read(
         }
     }
     let Given { records, counter } = *given.lock();
-    let held = Held { number: known.number, end: scan.durable, packed, records, damaged };
+    let held = Held { number: known.number, end: scan.durable, packed: known.is_packed(), records, damaged };
     let is_strange = scan.frames.is_empty()
         && scan.durable <= segment::HEADER as u64
         && known.header.is_none()
