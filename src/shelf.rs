@@ -411,11 +411,7 @@ impl<V: Stored> AnyShelf for Shelf<V> {
 
     fn sample(&self, bits: u32, most: usize, sizes: &mut Vec<usize>) -> Result<(), Refused> {
         let mut found = Vec::new();
-        self.table.scan(u64::from(bits), |_, value, _| {
-            if found.len() < most {
-                found.push(value.clone());
-            }
-        })?;
+        self.table.sample(bits, most, |value| found.push(value.clone()))?;
         let mut buffer = Vec::new();
         for value in found {
             buffer.clear();

@@ -74,6 +74,11 @@ pub(super) fn shard_bits(hash: u64) -> u32 {
     bits & !3 | class
 }
 
+/// Where a member stands in a walk, as a cursor.
+fn place(hash: u64) -> u64 {
+    u64::from(shard_bits(hash).reverse_bits())
+}
+
 pub(super) const fn mask(depth: u32) -> u32 {
     (1 << depth) - 1
 }
@@ -923,7 +928,7 @@ impl<V: Stored> Table<V> {
             .into_iter()
             .map(|(found, key)| {
                 let hash = self.hash(&found.member);
-                (u64::from(shard_bits(hash).reverse_bits()), hash, found, key)
+                (place(hash), hash, found, key)
             })
             .collect();
         made.sort_unstable_by_key(|(place, ..)| *place);
@@ -932,7 +937,7 @@ impl<V: Stored> Table<V> {
             && let Some(at) = from
         {
             let mut count = 0;
-            let done = self.scan_with(at, |inner, next| {
+            let done = self.scan_with(at, |inner, Range { end: next, .. }| {
                 count = rest.partition_point(|(place, ..)| *place < next);
                 let mut content = index.lock();
                 for (_, hash, found, key) in &rest[..count] {
@@ -1283,8 +1288,7 @@ impl<V: Stored> Table<V> {
     /// Keeps what is being replaced, unless it was copied already.
     #[cold]
     fn keep(&self, hash: u64, member: &Member, value: &Option<V>, stamp: Stamp, deadline: Option<u64>, by: u64) {
-        let place = u64::from(shard_bits(hash).reverse_bits());
-        if let Some(value) = value.as_ref().filter(|_| place >= self.copied.load(Ordering::Relaxed)) {
+        if let Some(value) = value.as_ref().filter(|_| place(hash) >= self.copied.load(Ordering::Relaxed)) {
             self.kept.lock().push((Found { member: member.clone(), value: value.clone(), stamp, deadline }, by));
         }
     }
@@ -1299,7 +1303,10 @@ impl<V: Stored> Table<V> {
 
     /// Nobody copies the store, and somebody may begin to. What comes back is to be dropped when nothing is locked.
     pub(crate) fn take_all_kept(&self) -> Vec<(Found<V>, u64)> {
+        // Whoever moves the members holds this lock, and takes over what is set here.
+        let first = self.root.inner.read();
         self.copied.store(0, Ordering::Relaxed);
+        drop(first);
         std::mem::take(&mut *self.kept.lock())
     }
 
@@ -1454,6 +1461,12 @@ impl<V: Stored> Table<V> {
         self.scan_then(cursor, false, &mut |member, value, stamp, _| pick(member, value, stamp), |_| {})
     }
 
+    /// Some members, at most so many, of the shard that holds these.
+    pub(crate) fn sample(&self, bits: u32, most: usize, mut pick: impl FnMut(&V)) -> Result<(), Refused> {
+        let cursor = u64::from(bits.reverse_bits());
+        self.scan_with(cursor, |inner, _| values_of(inner.slots.iter()).take(most).for_each(&mut pick)).map(drop)
+    }
+
     /// The same, with members whose deadline has come and that are here still.
     pub(crate) fn scan_all(&self, cursor: u64, mut pick: impl FnMut(Found<V>)) -> Result<Option<u64>, Refused> {
         let mut pick = |member: &Member, value: &V, stamp, deadline| {
@@ -1509,9 +1522,10 @@ impl<V: Stored> Table<V> {
         pick: &mut Pick<'_, V>,
         done: impl Fn(u64),
     ) -> Result<Option<u64>, Refused> {
-        self.scan_with(cursor, |inner, next| {
+        self.scan_with(cursor, |inner, Range { start, end: next }| {
             touch(values_of(inner.slots.iter()));
-            for slot in &inner.slots {
+            let is_over = |slot: &Slot<V>| start < cursor && place(self.hash(&slot.member)) < cursor;
+            for slot in inner.slots.iter().filter(|slot| !is_over(slot)) {
                 if let Some(value) = slot.value.as_ref().filter(|_| all || inner.shows(slot, &self.clock)) {
                     pick(&slot.member, value, slot.stamp, inner.deadline(slot));
                 }
@@ -1520,8 +1534,9 @@ impl<V: Stored> Table<V> {
         })
     }
 
-    /// Calls `look` with the shard where `cursor` points and with where to go on, at the latest 2^32, under its lock.
-    fn scan_with(&self, cursor: u64, look: impl FnOnce(&Inner<V>, u64)) -> Result<Option<u64>, Refused> {
+    /// Calls `look` with the shard where `cursor` points, under its lock, and with the cursors where that begins and where to
+    /// go on, at the latest 2^32. It begins before `cursor` if that comes from another table, whose members have moved here.
+    fn scan_with(&self, cursor: u64, look: impl FnOnce(&Inner<V>, Range<u64>)) -> Result<Option<u64>, Refused> {
         let bits = (cursor as u32).reverse_bits();
         loop {
             let (number, shard) = self.find_shard(bits);
@@ -1532,8 +1547,10 @@ impl<V: Stored> Table<V> {
             if !Self::holds(shard, number, bits) {
                 continue;
             }
-            let next = cursor + (1 << (32 - shard.depth()));
-            look(&inner, next);
+            let width = 1 << (32 - shard.depth());
+            let begin = cursor & !(width - 1);
+            let next = begin + width;
+            look(&inner, begin..next);
             return Ok((next < 1 << 32).then_some(next));
         }
     }
@@ -1645,6 +1662,7 @@ impl<V: Stored> Table<V> {
         // What was deleted here was deleted there, too.
         let newest = all.iter().map(|(_, inner)| inner.newest).max().unwrap_or(0);
         to.lock_all().iter_mut().for_each(|(_, inner)| inner.newest = newest);
+        to.copied.store(self.copied.load(Ordering::Relaxed), Ordering::Relaxed);
         self.moved.store(true, Ordering::Relaxed);
         publish(charge);
         drop(all);
@@ -1696,9 +1714,9 @@ mod tests {
     use super::*;
     use crate::value::Value;
 
-    /// A ledger that only counts.
+    /// A ledger that only counts, and whether it is of a store in RAM.
     #[derive(Default)]
-    struct Counts(std::sync::atomic::AtomicU64, std::sync::atomic::AtomicIsize);
+    struct Counts(std::sync::atomic::AtomicU64, std::sync::atomic::AtomicIsize, bool);
 
     impl Ledger for Counts {
         fn check_open(&self) -> Result<(), Refused> {
@@ -1712,7 +1730,7 @@ mod tests {
             self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1
         }
         fn persists(&self) -> bool {
-            true
+            !self.2
         }
         fn dirty(&self, _member: &Member, _bits: u32) {}
         fn cleared(&self, _version: u64) {}
@@ -1890,6 +1908,47 @@ mod tests {
         early.sort_unstable();
         assert_eq!(early, (0..500).collect::<Vec<_>>());
         assert_eq!(met.iter().collect::<BTreeSet<_>>().len(), met.len());
+    }
+
+    /// Where members have been deleted there are more shards than as many members make anew.
+    #[test]
+    fn a_walk_goes_on_where_the_members_have_moved_to() {
+        let hasher = NameHasher::default();
+        let new = || Table::new(hasher.clone(), Arc::new(Clock::of_system()));
+        let mut steps = 0;
+        for moves_after in 1.. {
+            let (table, ledger) = (new(), Counts { 2: true, ..Counts::default() });
+            let names: Vec<String> = (0..10_000).map(|number| number.to_string()).collect();
+            names.iter().for_each(|name| put(&table, name, "", &ledger));
+            let (left, gone) = names.split_at(300);
+            gone.iter().for_each(|name| drop(table.delete(name, Only::Always, &ledger).unwrap()));
+
+            let mut met = Vec::new();
+            let mut cursor = Some(0);
+            for _ in 0..moves_after {
+                cursor = cursor.and_then(|at| table.copy(at, |found| met.push(found.member.to_string())).unwrap());
+            }
+            let Some(at) = cursor else {
+                steps = moves_after;
+                break;
+            };
+            let mut made = hashbrown::HashMap::with_hasher(NameHasher::default());
+            let mut all = Some(0);
+            while let Some(at) = all {
+                let insert = |found: Found<Value>| _ = made.insert(found.member, (found.value, found.stamp));
+                all = table.scan_all(at, insert).unwrap();
+            }
+            let to = new();
+            assert!(table.move_to(&to, made, |_| {}).is_ok());
+            assert!(to.shards() < table.shards());
+            assert_eq!(to.copied.load(Ordering::Relaxed), at);
+            while let Some(at) = cursor {
+                cursor = to.scan(at, |member, _, _| met.push(member.to_string())).unwrap();
+            }
+            met.sort_unstable_by_key(|name| name.parse::<usize>().unwrap());
+            assert_eq!(met, left, "it has moved after {moves_after} steps");
+        }
+        assert!(steps > 4, "{steps}");
     }
 
     #[test]
