@@ -428,7 +428,6 @@ pub(crate) fn run(core: Arc<Core>, backend: Box<dyn Backend>, inbox: Receiver<Ms
         inbox,
         urgent,
         fresh: Vec::new(),
-        left_over: false,
         pending: HashMap::default(),
         clears: HashMap::default(),
         transactions: VecDeque::new(),
@@ -468,8 +467,6 @@ struct Janitor {
     urgent: Receiver<()>,
     /// Received, and not looked at yet.
     fresh: Vec<KeyId>,
-    /// Some of it was received while other things were stored.
-    left_over: bool,
     /// Offered to the backend without success, or not offered because it is failing: with what each counts among the
     /// bytes not yet durable beyond what its slot counts.
     pending: HashMap<KeyId, usize>,
@@ -763,16 +760,11 @@ impl Janitor {
         let asked = !self.flushes.is_empty() || self.close.is_some() || self.stop.is_some();
         let mut keys: Vec<KeyId> = std::mem::take(&mut self.fresh);
         keys.extend(self.pending.keys().cloned());
-        if asked {
-            // What did not encode may by now.
-            keys.extend(self.unencodable.iter().cloned());
-        }
+        // What did not encode may by now, and what is cleared need not.
+        let again = |key: &&KeyId| asked || self.clears.contains_key(&key.collection);
+        keys.extend(self.unencodable.iter().filter(again).cloned());
         let mut outcome = Ok(());
         let (mut keys, mut at) = (by_place(keys), 0);
-        // What is fresh is there once: its mark is set still. What is retried may be fresh, too.
-        // So may what was left over, whose mark a transaction has taken.
-        let may_repeat = !self.pending.is_empty() || !self.unencodable.is_empty() || self.left_over;
-        let mut offered = may_repeat.then(HashSet::default);
         let mut again = true;
         loop {
             if at == keys.len() && !self.overtaken.is_empty() {
@@ -782,13 +774,12 @@ impl Janitor {
                     self.fresh.extend(overtaken);
                     break;
                 }
-                (keys, at) = (overtaken, 0);
-                offered.get_or_insert_default();
+                (keys, at) = (by_place(overtaken), 0);
             }
             if at == keys.len() && self.clears.is_empty() && self.transactions.is_empty() {
                 break;
             }
-            if let Err(error) = self.store_batch(&mut keys, &mut at, &mut offered) {
+            if let Err(error) = self.store_batch(&mut keys, &mut at) {
                 outcome = Err(error);
                 for key in keys.drain(at..).chain(std::mem::take(&mut self.overtaken)) {
                     self.pending.entry(key).or_insert(0);
@@ -796,7 +787,6 @@ impl Janitor {
                 break;
             }
         }
-        self.left_over = !self.fresh.is_empty();
         self.count();
         outcome
     }
@@ -831,7 +821,7 @@ impl Janitor {
     }
 
     /// Offers the backend one batch, of the keys from number `at` on, which counts those that it came to.
-    fn store_batch(&mut self, keys: &mut [KeyId], at: &mut usize, offered: &mut Option<HashSet<KeyId>>) -> Result<()> {
+    fn store_batch(&mut self, keys: &mut [KeyId], at: &mut usize) -> Result<()> {
         let core = self.core.clone();
         let Some(engine) = core.engine() else { return Ok(()) };
         let keys = &mut keys[*at..];
@@ -842,7 +832,7 @@ impl Janitor {
         }
         let mut buffer = Vec::new();
         let mut taken = Vec::with_capacity(keys.len().min(BATCH_KEYS));
-        let all_are_new = self.pending.is_empty() && self.unencodable.is_empty() && offered.is_none();
+        let all_are_new = self.pending.is_empty() && self.unencodable.is_empty();
         // What the bytes not yet durable change by: told once for the batch, for it is where all writers meet.
         let mut charged = 0;
         let mut codecs: Vec<(u8, Arc<str>)> = Vec::new();
@@ -868,11 +858,6 @@ impl Janitor {
                 continue;
             };
             if !load.dirty && !retried {
-                continue;
-            }
-            if offered.as_mut().is_some_and(|offered| !offered.insert(key.clone())) {
-                // Written again while this batch was put together: one change a member. It comes again with the next.
-                self.pending.insert(key.clone(), held_before as usize + load.charge);
                 continue;
             }
             if let Payload::Unencodable(_) = load.payload {
@@ -1064,6 +1049,7 @@ impl Janitor {
                 if let Some(older) = self.applied.insert(key.clone(), applied) {
                     engine.adjust_unsaved(-(older.charge as isize));
                 }
+                self.encodes(&key);
                 covered.insert(key, write.version);
             }
             self.applied_transactions.push(transaction);
@@ -1281,15 +1267,24 @@ impl Janitor {
     }
 }
 
-/// Those of one shard together, if there are many.
+/// Those of one shard together, and each once. It may have been sent twice: who retries clears the mark of a later write, whose
+/// key is on its way, and so does a transaction that is stored; then the write after that sends another.
 fn by_place(mut keys: Vec<KeyId>) -> Vec<KeyId> {
-    const MANY: usize = 64;
-    if keys.len() < MANY {
+    if keys.len() < 2 {
         return keys;
     }
     let mut order: Vec<(u64, u32)> = (0..).zip(&keys).map(|(index, key)| (key.order(), index)).collect();
     order.sort_unstable();
-    order.into_iter().map(|(_, index)| std::mem::take(&mut keys[index as usize])).collect()
+    let mut sorted: Vec<KeyId> = Vec::with_capacity(keys.len());
+    for (place, index) in order {
+        let key = std::mem::take(&mut keys[index as usize]);
+        // Others may have the same place.
+        let is_there = sorted.iter().rev().take_while(|before| before.order() == place).any(|before| *before == key);
+        if !is_there {
+            sorted.push(key);
+        }
+    }
+    sorted
 }
 
 /// The place of a codec among those that a batch has.
@@ -1306,6 +1301,21 @@ fn number_of_codec(codecs: &mut Vec<(u8, Arc<str>)>, id: u8, engine: &crate::cor
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_key_that_came_twice_is_stored_once() {
+        let key = |collection, bits, member: &str| KeyId { collection, bits, member: Member::from(member) };
+        for times in [1, 2, 50] {
+            // Some have the same hash.
+            let keys: Vec<_> = (0..times).flat_map(|_| (0..20).map(|n| key(n % 2, n / 4, &n.to_string()))).collect();
+            let sorted = by_place(keys);
+            assert!(sorted.is_sorted_by_key(KeyId::order));
+            let mut members: Vec<u32> = sorted.iter().map(|key| key.member.parse().unwrap()).collect();
+            members.sort_unstable();
+            assert_eq!(members, (0..20).collect::<Vec<_>>());
+        }
+        assert!(by_place(Vec::new()).is_empty());
+    }
 
     #[test]
     fn a_crowd_is_waited_for_as_long_as_it_comes() {

@@ -227,6 +227,21 @@ fn a_member_that_does_not_encode_is_served_and_named_and_stops_no_other() {
 }
 
 #[test]
+fn what_takes_the_place_of_a_member_that_does_not_encode_makes_all_well_without_being_waited_for() {
+    let (_dir, path) = temporary();
+    let store = Store::options(&path).stall_timeout(lab::LONGEST).open().unwrap();
+    let moods = store.collection::<Mood>("mood").unwrap();
+    let replace = || store.transaction(|tx| tx.put("mood/bad", r#"{"Fine":1}"#));
+    for way in [&replace as &dyn Fn() -> larder::Result<()>, &|| moods.delete_all().map(drop)] {
+        moods.put("bad", Mood::Fails).unwrap();
+        lab::until("it is named", || !store.health().is_well());
+        way().unwrap();
+        lab::until("all is well", || store.health().is_well());
+    }
+    store.close().unwrap();
+}
+
+#[test]
 fn an_immediate_write_hears_of_its_own_member_only() {
     let (_dir, path) = temporary();
     let store = Store::options(&path).durability(larder::Durability::Immediate).open().unwrap();
