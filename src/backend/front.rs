@@ -147,20 +147,32 @@ impl Tails {
         self.0.clear();
     }
 
-    /// What of it is the newest that there is of its member. The rest must not be appended again: it would come after
-    /// what is newer.
+    /// What of it is the newest that there is of its member, or comes before that in here. The rest must not be appended again:
+    /// it would come after what is newer.
     pub(super) fn carried(self, loader: &Loader<'_>) -> Vec<Content> {
-        let newest = |content: &Content| {
+        let all: Vec<Vec<Change<'_>>> =
+            self.0.iter().map(|(_, content)| content.frame().changes().unwrap_or_default()).collect();
+        // By collection and member, and by collection what clears it.
+        let mut followed: HashMap<(&str, Option<&str>), u64> = HashMap::new();
+        for change in all.iter().flatten().filter(|change| loader.is_newest(change)) {
+            let newest = followed.entry((change.collection(), change.member())).or_default();
+            *newest = change.version().max(*newest);
+        }
+        let is_followed = |change: &Change<'_>| {
+            let by = [change.member(), None].map(|by| followed.get(&(change.collection(), by)));
+            by.into_iter().flatten().any(|&newer| newer > change.version())
+        };
+        let newest = |(content, changes): (&Content, &Vec<Change<'_>>)| {
             let frame = content.frame();
-            let changes = frame.changes().unwrap_or_default();
-            let (newest, older): (Vec<_>, Vec<_>) = changes.iter().partition(|change| loader.is_newest(change));
+            let (newest, older): (Vec<_>, Vec<_>) =
+                changes.iter().partition(|change| loader.is_newest(change) || is_followed(change));
             match (newest.is_empty(), older.is_empty()) {
                 (true, _) => None,
                 (false, true) => Some(frame.to_content()),
                 (false, false) => Some(Content::of(&newest)),
             }
         };
-        self.0.iter().filter_map(|(_, content)| newest(content)).collect()
+        self.0.iter().map(|(_, content)| content).zip(&all).filter_map(newest).collect()
     }
 }
 
@@ -333,4 +345,60 @@ pub(super) fn put_damage_aside(
         place.put_part_aside(&name, gap.start, &bytes[part(gap.start)..part(gap.end)], &reason, loader)?;
     }
     Ok(is_headless || !scan.damaged.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::{Backend, Rejected};
+    use crate::core::Engine;
+
+    /// What a process that was killed has left: transactions, of which some may be durable.
+    struct Left {
+        frames: Vec<(Vec<Change<'static>>, bool)>,
+        carried: Vec<Content>,
+    }
+
+    impl Backend for Left {
+        fn load(&mut self, loader: &Loader<'_>) -> Result<u64> {
+            let mut tails = Tails::default();
+            for (changes, is_durable) in &self.frames {
+                loader.recover(changes)?;
+                if !is_durable {
+                    tails.add(changes, Content::of(changes).frame());
+                }
+            }
+            self.carried = tails.carried(loader);
+            Ok(0)
+        }
+        fn apply(&mut self, _: &[Change<'_>]) -> Result<(), Rejected> {
+            Ok(())
+        }
+        fn sync(&mut self) -> Result<()> {
+            Ok(())
+        }
+        fn close(&mut self, _: u64) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    fn delete(member: &'static str, version: u64) -> Change<'static> {
+        Change::Delete { collection: "c", member, version }
+    }
+
+    #[test]
+    fn a_transaction_is_carried_whole_if_what_is_newer_of_its_members_comes_after_it() {
+        let transaction = || vec![delete("a", 1), delete("b", 2)];
+        let carried = |newer: Change<'static>, is_durable| {
+            let frames = vec![(transaction(), false), (vec![newer], is_durable)];
+            let mut left = Left { frames, carried: Vec::new() };
+            Engine::read(&mut left).unwrap();
+            left.carried.iter().map(|content| content.frame().changes().unwrap().len()).collect::<Vec<_>>()
+        };
+        let clear = || Change::Clear { collection: "c", version: 3 };
+        assert_eq!(carried(delete("a", 3), false), [2, 1]);
+        assert_eq!(carried(clear(), false), [2, 1]);
+        // It is there already.
+        assert_eq!(carried(delete("a", 3), true), [1]);
+    }
 }

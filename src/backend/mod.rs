@@ -293,6 +293,25 @@ impl Change<'_> {
             | Change::Clear { version, .. } => version,
         }
     }
+
+    pub(crate) fn collection(&self) -> &str {
+        match *self {
+            Change::Put { collection, .. }
+            | Change::Delete { collection, .. }
+            | Change::Deadline { collection, .. }
+            | Change::Clear { collection, .. } => collection,
+        }
+    }
+
+    /// `None` is all.
+    pub(crate) fn member(&self) -> Option<&str> {
+        match *self {
+            Change::Put { member, .. } | Change::Delete { member, .. } | Change::Deadline { member, .. } => {
+                Some(member)
+            }
+            Change::Clear { .. } => None,
+        }
+    }
 }
 
 /// Which changes of a batch were not applied, and why.

@@ -143,7 +143,7 @@ impl State {
         }
         let (garbage, waste) = (self.garbage(), self.waste(bytes));
         let grown = bytes >= self.after_last + (self.after_last / 4).max(journal::SEGMENT);
-        let news = self.appended > 0 && self.appended >= (self.records / COUNT_AGAIN) << self.fruitless.min(8);
+        let news = self.appended > 0 && self.appended >= (self.records / COUNT_AGAIN).max(1) << self.fruitless.min(8);
         garbage > self.records / 2 && (grown || garbage >= self.garbage_after_last + self.records / 4)
             || waste > bytes / 2 && (grown || news)
     }
@@ -636,7 +636,7 @@ mod tests {
         let segment = |number| Held { number, end, packed: false, records: 0, damaged: false };
         let held: Vec<_> = (1..=8).map(segment).collect();
         // Large members have gone from the map; of their deletes half are in the segments, and half come after a while.
-        let mut state = State { held, records: 100, population: members(60), ..State::default() };
+        let mut state = State { held: held.clone(), records: 100, population: members(60), ..State::default() };
         assert_eq!(state.aim(), Some(Aim::Worthwhile));
         let seen = state.held.clone();
         state.begins();
@@ -645,15 +645,18 @@ mod tests {
         assert_eq!(state.aim(), None, "nothing has come");
         (state.records, state.appended) = (100, 20);
         assert_eq!(state.aim(), Some(Aim::Worthwhile));
-        // What is there is taken for garbage, and is none: it is looked at ever more rarely.
-        for worthwhile in [2, 4] {
-            let seen = state.held.clone();
-            state.begins();
-            state.is_over(&seen, 0);
-            state.appended = worthwhile - 1;
-            assert_eq!(state.aim(), None, "{worthwhile}");
-            state.appended = worthwhile;
-            assert_eq!(state.aim(), Some(Aim::Worthwhile));
+        // What is there is taken for garbage, and is none: it is looked at ever more rarely, be it ever so few.
+        let few = State { held, records: 20, population: members(15), ..State::default() };
+        for mut state in [state, few] {
+            for worthwhile in [2, 4] {
+                let seen = state.held.clone();
+                state.begins();
+                state.is_over(&seen, 0);
+                state.appended = worthwhile - 1;
+                assert_eq!(state.aim(), None, "{worthwhile}");
+                state.appended = worthwhile;
+                assert_eq!(state.aim(), Some(Aim::Worthwhile));
+            }
         }
     }
 }

@@ -356,6 +356,7 @@ fn load(place: &Arc<Place>, loader: &Loader<'_>) -> Result<Found> {
             let place = journal::frame::Place { segment: read.held.number, offset: *offset };
             if let journal::frame::Found::Whole(frame) = journal::frame::find(bytes, place) {
                 let changes = frame.changes().unwrap_or_default();
+                counter = counter.max(changes.iter().map(Change::version).max().unwrap_or(0));
                 loader.recover(&changes)?;
                 tails.add(&changes, frame);
             }
@@ -484,4 +485,25 @@ fn give(frames: &Frames<'_>, clears: &Mutex<HashMap<String, u64>>, loader: &Load
         }
     }
     Ok(given)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::Engine;
+
+    /// A delete may be all that has used up its number, and is dropped by the next compaction.
+    #[test]
+    fn what_a_killed_process_left_counts_when_numbers_are_given_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut packed = Packed::new(dir.path().join("store")).unwrap();
+        Engine::read(&mut packed).unwrap();
+        for version in [1, 9] {
+            packed.apply(&[Change::Delete { collection: "a", member: "1", version }]).unwrap();
+        }
+        // Neither synced nor closed.
+        packed.open = None;
+        Engine::read(&mut packed).unwrap();
+        assert_eq!(packed.opened().unwrap().front.counter, 9);
+    }
 }
