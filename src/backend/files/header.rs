@@ -8,6 +8,8 @@
 
 use std::borrow::Cow;
 
+use memchr::memchr;
+
 use crate::codec;
 use crate::key;
 use crate::map::MAX_VERSION;
@@ -101,7 +103,7 @@ pub(crate) fn decode(file: &[u8]) -> Result<(Header<'_>, &[u8]), String> {
 /// Whether as many bytes follow the first line as it says. Nothing else is looked at.
 pub(crate) fn is_as_long_as_it_says(file: &[u8]) -> bool {
     let says = || {
-        let end = find(file, b'\n')?;
+        let end = memchr(b'\n', file)?;
         let length = file[..end.checked_sub(CHECKSUM.len() + 8)?].rsplit(|&b| b == b'=').next()?;
         let length: usize = std::str::from_utf8(length).ok()?.parse().ok()?;
         (end + 1).checked_add(length)
@@ -117,7 +119,7 @@ pub(crate) fn parse(start: &[u8]) -> Result<(Header<'_>, usize), String> {
     if start.iter().all(|&b| b == 0) {
         return Err("it is all zeros".into());
     }
-    let Some(end) = find(start, b'\n') else {
+    let Some(end) = memchr(b'\n', start) else {
         return Err("its first line has no end".into());
     };
     let line = std::str::from_utf8(&start[..end]).map_err(|_| "its first line is not UTF-8")?;
@@ -187,15 +189,6 @@ fn until_space(text: &str) -> Option<(&str, &str)> {
     Some((&text[..space], &text[space + 1..]))
 }
 
-/// Where the first of these bytes is: sixteen are looked at together.
-fn find(bytes: &[u8], byte: u8) -> Option<usize> {
-    const TOGETHER: usize = 16;
-    let without = |some: &[u8; TOGETHER]| some.iter().fold(0, |found, b| found | u8::from(*b == byte)) == 0;
-    let (chunks, _) = bytes.as_chunks::<TOGETHER>();
-    let skipped = TOGETHER * chunks.iter().take_while(|some| without(some)).count();
-    bytes[skipped..].iter().position(|b| *b == byte).map(|at| skipped + at)
-}
-
 /// Decimal, without a sign and without leading zeros.
 fn number(digits: &str, what: &str) -> Result<u64, String> {
     let plain = digits.bytes().all(|b| b.is_ascii_digit()) && (digits == "0" || !digits.starts_with('0'));
@@ -211,19 +204,6 @@ mod tests {
         let mut file = Vec::new();
         encode(&mut file, "artist", member, 42, None, "json", value);
         file
-    }
-
-    #[test]
-    fn a_byte_is_found_wherever_it_is() {
-        for length in 0..70 {
-            let mut bytes = vec![b'x'; length];
-            assert_eq!(find(&bytes, b'\n'), None);
-            for at in (0..length).rev() {
-                // Others follow.
-                bytes[at] = b'\n';
-                assert_eq!(find(&bytes, b'\n'), Some(at));
-            }
-        }
     }
 
     #[test]

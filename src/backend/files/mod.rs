@@ -335,12 +335,19 @@ impl Opened {
 
     fn sync(&mut self) -> Result<()> {
         self.front.was_lost()?;
-        self.sync_unasked(false)
+        self.carry()?;
+        let synced = self.front.sync();
+        self.followed(synced)
     }
 
     fn sync_unasked(&mut self, something_was_taken: bool) -> Result<()> {
         self.carry()?;
         let synced = self.front.sync_unasked(something_was_taken);
+        self.followed(synced)
+    }
+
+    /// The files follow what was made durable.
+    fn followed(&mut self, synced: Result<()>) -> Result<()> {
         self.tell_follower();
         if synced.is_ok() {
             self.start();
