@@ -1159,16 +1159,8 @@ impl Sink for Intake<'_> {
         Ok(())
     }
 
-    fn is_newest(&self, change: &Change<'_>) -> bool {
-        match *change {
-            Change::Put { collection, member, version, .. }
-            | Change::Delete { collection, member, version }
-            | Change::Deadline { collection, member, version, .. } => {
-                let found = self.engine.shelves(collection).raw.table.version(member);
-                found.is_ok_and(|found| found == Some(version))
-            }
-            Change::Clear { .. } => true,
-        }
+    fn newest(&self, collection: &str, member: &str) -> Option<u64> {
+        self.engine.shelves(collection).raw.table.version(member).unwrap_or_default()
     }
 
     fn recovered(&self) {

@@ -474,7 +474,7 @@ struct Janitor {
     transactions: VecDeque<Transaction>,
     /// Received out of turn.
     late: Vec<Msg>,
-    /// Written again since a transaction that has just been offered: they come next.
+    /// Written again since a transaction that has just been offered, or cleared: they come next.
     overtaken: Vec<KeyId>,
     applied: ByKey,
     applied_transactions: Vec<Transaction>,
@@ -760,9 +760,10 @@ impl Janitor {
         let asked = !self.flushes.is_empty() || self.close.is_some() || self.stop.is_some();
         let mut keys: Vec<KeyId> = std::mem::take(&mut self.fresh);
         keys.extend(self.pending.keys().cloned());
-        // What did not encode may by now, and what is cleared need not.
-        let again = |key: &&KeyId| asked || self.clears.contains_key(&key.collection);
-        keys.extend(self.unencodable.iter().filter(again).cloned());
+        if asked {
+            // What did not encode may by now.
+            keys.extend(self.unencodable.iter().cloned());
+        }
         let mut outcome = Ok(());
         let (mut keys, mut at) = (by_place(keys), 0);
         let mut again = true;
@@ -893,6 +894,9 @@ impl Janitor {
         // A clear that came with them may have removed what was taken, and is stored first. What it left behind of a member
         // that was waiting has its own version.
         let clears = std::mem::take(&mut self.clears);
+        // What does not encode may be gone with one.
+        let cleared = self.unencodable.iter().filter(|key| clears.contains_key(&key.collection));
+        self.overtaken.extend(cleared.cloned());
         if !covered.is_empty() || !clears.is_empty() {
             taken.retain(|Taken { at, version, charge, .. }| {
                 let key = &keys[*at as usize];
@@ -1037,10 +1041,12 @@ impl Janitor {
                 let key = shelves.key(write.member.clone());
                 // The mark is the transaction's, or was there before it: whoever writes from now on sends the key.
                 let taken = shelves.settled(|shelf| shelf.unmark(&write.member)).flatten();
+                // What is newer and does not encode has been taken, or is overtaken.
+                let is_over = taken.as_ref().is_some_and(|mark| mark.version > write.version);
                 let mut charge = 0;
                 if let Some(mark) = taken {
                     charge = mark.charge;
-                    if mark.version > write.version && mark.dirty {
+                    if is_over && mark.dirty {
                         *self.pending.entry(key.clone()).or_insert(0) += std::mem::take(&mut charge);
                         self.overtaken.push(key.clone());
                     }
@@ -1049,7 +1055,9 @@ impl Janitor {
                 if let Some(older) = self.applied.insert(key.clone(), applied) {
                     engine.adjust_unsaved(-(older.charge as isize));
                 }
-                self.encodes(&key);
+                if !is_over {
+                    self.encodes(&key);
+                }
                 covered.insert(key, write.version);
             }
             self.applied_transactions.push(transaction);

@@ -226,6 +226,25 @@ fn a_member_that_does_not_encode_is_served_and_named_and_stops_no_other() {
     assert!(matches!(moods.delete_all(), Err(Error::Closed { .. })));
 }
 
+/// Fails when a transaction that is stored has what came after it forgotten.
+#[test]
+fn what_does_not_encode_is_named_however_close_behind_a_transaction_it_comes() {
+    let (_dir, path) = temporary();
+    let store = Store::options(&path).stall_timeout(lab::LONGEST).open().unwrap();
+    let moods = store.collection::<Mood>("mood").unwrap();
+    for _ in 0..100 {
+        moods.put("bad", Mood::Fine(1)).unwrap();
+        store.transaction(|tx| tx.put("mood/bad", r#"{"Fine":2}"#)).unwrap();
+        moods.put("bad", Mood::Fails).unwrap();
+        assert!(matches!(store.flush(), Err(Error::Codec { .. })));
+        assert!(!store.health().is_well());
+        moods.put("bad", Mood::Fine(3)).unwrap();
+        store.flush().unwrap();
+        assert!(store.health().is_well());
+    }
+    store.close().unwrap();
+}
+
 #[test]
 fn what_takes_the_place_of_a_member_that_does_not_encode_makes_all_well_without_being_waited_for() {
     let (_dir, path) = temporary();

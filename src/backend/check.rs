@@ -314,7 +314,7 @@ fn leftovers(fs: &dyn Fs, meta: &Dir, kept: Kept, say: &mut impl FnMut(Severity,
         let count = journal::list(fs, &journal)?.len();
         if count > 0 {
             let explanation =
-                "the store was not closed: what is here and not in files is brought there by the next load";
+                "the store was not closed: the next load brings to the files what is here and is not there yet";
             say(Severity::Note, journal.path().to_owned(), explanation.to_owned());
         }
     }

@@ -153,19 +153,24 @@ impl Tails {
         let all: Vec<Vec<Change<'_>>> =
             self.0.iter().map(|(_, content)| content.frame().changes().unwrap_or_default()).collect();
         // By collection and member, and by collection what clears it.
-        let mut followed: HashMap<(&str, Option<&str>), u64> = HashMap::new();
-        for change in all.iter().flatten().filter(|change| loader.is_newest(change)) {
-            let newest = followed.entry((change.collection(), change.member())).or_default();
+        let mut in_here: HashMap<(&str, Option<&str>), u64> = HashMap::new();
+        for change in all.iter().flatten() {
+            let newest = in_here.entry((change.collection(), change.member())).or_default();
             *newest = change.version().max(*newest);
         }
-        let is_followed = |change: &Change<'_>| {
-            let by = [change.member(), None].map(|by| followed.get(&(change.collection(), by)));
-            by.into_iter().flatten().any(|&newer| newer > change.version())
+        let is_last = |change: &&Change<'_>| {
+            let (collection, version) = (change.collection(), change.version());
+            let Some(member) = change.member() else { return true };
+            match loader.newest(collection, member) {
+                Some(newest) if newest > version => in_here.get(&(collection, Some(member))) == Some(&newest),
+                Some(newest) => newest == version,
+                // Cleared.
+                None => in_here.get(&(collection, None)).is_some_and(|clear| *clear > version),
+            }
         };
         let newest = |(content, changes): (&Content, &Vec<Change<'_>>)| {
             let frame = content.frame();
-            let (newest, older): (Vec<_>, Vec<_>) =
-                changes.iter().partition(|change| loader.is_newest(change) || is_followed(change));
+            let (newest, older): (Vec<_>, Vec<_>) = changes.iter().partition(is_last);
             match (newest.is_empty(), older.is_empty()) {
                 (true, _) => None,
                 (false, true) => Some(frame.to_content()),
@@ -203,6 +208,8 @@ pub(super) struct Segments {
     pub(super) replaced: Vec<u64>,
     /// The highest number of any.
     pub(super) highest: u64,
+    /// One of them is packed.
+    pub(super) any_is_packed: bool,
 }
 
 /// The most segments that are packed into one, and the most that one speaks of.
@@ -258,10 +265,12 @@ pub(super) fn segments(place: &Place) -> Result<Segments> {
         }
         known.is_over = over.contains(&known.number);
     }
+    let any_is_packed = found.iter().any(Known::is_packed);
     let highest = found.iter().map(|known| known.number).max().unwrap_or(0);
     let (replaced, known): (Vec<Known>, Vec<Known>) =
         found.into_iter().partition(|known| replaced.contains(&known.number));
-    Ok(Segments { known, replaced: replaced.into_iter().map(|known| known.number).collect(), highest })
+    let replaced = replaced.into_iter().map(|known| known.number).collect();
+    Ok(Segments { known, replaced, highest, any_is_packed })
 }
 
 /// Removes segments that others have taken the place of, as a load finds them. Whoever has put those there may have been
@@ -400,5 +409,11 @@ mod tests {
         assert_eq!(carried(clear(), false), [2, 1]);
         // It is there already.
         assert_eq!(carried(delete("a", 3), true), [1]);
+        // So is what came after a clear that is none of it.
+        let frames = vec![(vec![delete("a", 1)], false), (vec![clear()], false), (vec![delete("a", 5)], true)];
+        let mut left = Left { frames, carried: Vec::new() };
+        Engine::read(&mut left).unwrap();
+        let carried: Vec<_> = left.carried.iter().map(|content| content.frame().changes().unwrap()).collect();
+        assert_eq!(carried, [[clear()]]);
     }
 }

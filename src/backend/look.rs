@@ -3,10 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::files::meta::{self, Kept};
+use super::files::meta::{self, FORMAT_FILE, Kept, META_DIR};
 use super::files::place::Place;
 use super::{Backend, Change, Layout, Loader, Rejected, files, packed};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::fs::{Fs, Native};
 
 #[derive(Debug)]
@@ -40,10 +40,17 @@ impl Look {
 impl Backend for Look {
     fn load(&mut self, loader: &Loader<'_>) -> Result<u64> {
         let place = Arc::new(Place::look(&self.path, self.fs.clone(), self.kept)?);
-        match place.kept.layout() {
+        let kept = place.kept;
+        let counter = match kept.layout() {
             Layout::Files => files::look(place, loader),
             Layout::Packed => packed::look(&place, loader),
+        }?;
+        if self.kept.is_none() && Place::look(&self.path, self.fs.clone(), None)?.kept != kept {
+            // It was moved meanwhile: what was there has gone to another place.
+            let moved = std::io::ErrorKind::NotFound.into();
+            return Err(Error::io("look at", self.path.join(META_DIR).join(FORMAT_FILE), moved));
         }
+        Ok(counter)
     }
 
     fn apply(&mut self, _batch: &[Change<'_>]) -> Result<(), Rejected> {

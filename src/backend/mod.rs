@@ -438,8 +438,9 @@ pub(crate) trait Sink: Sync {
     fn inflow(&self) -> Box<dyn Inflow + '_>;
     /// Changes, in their order, beside members of any version. Whether they were recovered, or were at rest.
     fn recover(&self, changes: &[Change<'_>], at_rest: bool) -> Result<()>;
-    /// Whether nothing newer than the change has been recovered or loaded. Before `recovered` is called.
-    fn is_newest(&self, change: &Change<'_>) -> bool;
+    /// The newest version that has been recovered or loaded of a member, or of a deadline or a delete of it; `None` if there was
+    /// none, or it was cleared since. Before `recovered` is called.
+    fn newest(&self, collection: &str, member: &str) -> Option<u64>;
     /// All have been.
     fn recovered(&self);
     /// What there is by now.
@@ -505,8 +506,8 @@ impl Loader<'_> {
         self.sink.recover(changes, true)
     }
 
-    pub(crate) fn is_newest(&self, change: &Change<'_>) -> bool {
-        self.sink.is_newest(change)
+    pub(crate) fn newest(&self, collection: &str, member: &str) -> Option<u64> {
+        self.sink.newest(collection, member)
     }
 
     pub(crate) fn recovered(&self) {

@@ -428,8 +428,8 @@ impl Sink for Found {
         Ok(())
     }
 
-    fn is_newest(&self, _change: &Change<'_>) -> bool {
-        true
+    fn newest(&self, _collection: &str, _member: &str) -> Option<u64> {
+        None
     }
 
     fn recovered(&self) {}

@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::front::{self, AFTER_DAMAGE, Front, Known, Tails, check_transaction, put_damage_aside};
+use super::front::{self, AFTER_DAMAGE, Front, Tails, check_transaction, put_damage_aside};
 use super::{Backend, Change, Layout, Loader, Rejected};
 use crate::error::{Error, Result};
 use crate::fs::{Fs, Native};
@@ -203,10 +203,9 @@ impl Opened {
             Some(Early { segments, read }) => (segments, read),
             None => (front::segments(&place)?, HashMap::new()),
         };
-        let front::Segments { known: found, replaced: gone, highest } = segments;
+        let front::Segments { known: found, replaced: gone, highest, any_is_packed: was_packed } = segments;
         // The store was packed, or was about to be: what its files hold, they hold all of it, and the order of a packed store's
         // segments says nothing.
-        let was_packed = found.iter().any(Known::is_packed);
         for known in &found {
             let bytes = match read.remove(&known.number) {
                 Some(bytes) => bytes,

@@ -121,8 +121,8 @@ impl Backend for Packed {
         for number in &found.strange {
             place.set_aside(*number)?;
         }
-        if !found.was_closed {
-            // A packed segment may have its name of a process that was killed before it was durable.
+        if !found.was_closed || !found.replaced.is_empty() {
+            // A packed segment may have its name of a process that was killed, or failed, before it was durable.
             place.sync_dir(&place.journal)?;
         }
         front::remove(&place, &found.replaced)?;
@@ -307,7 +307,7 @@ fn load(place: &Arc<Place>, loader: &Loader<'_>) -> Result<Found> {
         Mark::Missing => (Ok(()), 0),
         Mark::Damaged(reason) => (Err(reason), 0),
     };
-    let front::Segments { mut known, replaced, highest } = front::segments(place)?;
+    let front::Segments { mut known, replaced, highest, .. } = front::segments(place)?;
     let closed = place.read_segments()?;
     let was_closed = closed.is_some();
     for Extent { number, end } in closed.unwrap_or_default() {
