@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::cell::Cell;
+use std::collections::HashMap;
 use std::hash::BuildHasher;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
@@ -167,6 +168,7 @@ impl Engine {
             quarantined: Mutex::new(Vec::new()),
             replayed: AtomicUsize::new(0),
             removed: Mutex::new(Vec::new()),
+            cleared: Mutex::new(HashMap::new()),
             on_progress: Mutex::new(on_progress.take()),
         };
         let loaded = backend.load(&Loader { sink: &intake, background: engine.link.background.clone() });
@@ -1051,21 +1053,27 @@ struct Intake<'a> {
     replayed: AtomicUsize,
     /// What recovered deletes have left tombstones of.
     removed: Mutex<Vec<(u32, Member, u64)>>,
+    /// By collection: the newest clear that was recovered. A copy of what it has cleared may come behind it.
+    cleared: Mutex<HashMap<u32, u64>>,
     on_progress: Mutex<Option<OnProgress>>,
 }
 
 impl Intake<'_> {
     fn recover_one(&self, change: &Change<'_>) -> Result<bool> {
         let member = |name: &str| Member::from(name);
-        let (collection, version) = match *change {
-            Change::Put { collection, version, .. }
-            | Change::Delete { collection, version, .. }
-            | Change::Deadline { collection, version, .. }
-            | Change::Clear { collection, version } => (collection, version),
-        };
-        let shelves = self.engine.shelves(collection);
+        let version = change.version();
+        let shelves = self.engine.shelves(change.collection());
         let table = &shelves.raw.table;
         self.engine.version.0.fetch_max(version, Ordering::Relaxed);
+        {
+            let mut cleared = self.cleared.lock();
+            if let Change::Clear { .. } = change {
+                let newest = cleared.entry(shelves.id).or_insert(version);
+                *newest = version.max(*newest);
+            } else if cleared.get(&shelves.id).is_some_and(|clear| version < *clear) {
+                return Ok(false);
+            }
+        }
         let news = match *change {
             Change::Put { member: name, codec, value, deadline, .. } => {
                 let stamp = Stamp::new(version, self.engine.codec_id(codec)?, false);

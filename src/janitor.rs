@@ -894,9 +894,11 @@ impl Janitor {
         // A clear that came with them may have removed what was taken, and is stored first. What it left behind of a member
         // that was waiting has its own version.
         let clears = std::mem::take(&mut self.clears);
-        // What does not encode may be gone with one.
-        let cleared = self.unencodable.iter().filter(|key| clears.contains_key(&key.collection));
-        self.overtaken.extend(cleared.cloned());
+        if !clears.is_empty() {
+            // What does not encode may be gone with one.
+            let cleared = self.unencodable.iter().filter(|key| clears.contains_key(&key.collection));
+            self.overtaken.extend(cleared.cloned());
+        }
         if !covered.is_empty() || !clears.is_empty() {
             taken.retain(|Taken { at, version, charge, .. }| {
                 let key = &keys[*at as usize];

@@ -416,4 +416,21 @@ mod tests {
         let carried: Vec<_> = left.carried.iter().map(|content| content.frame().changes().unwrap()).collect();
         assert_eq!(carried, [[clear()]]);
     }
+
+    /// A copy, of which a crash has torn the clear off.
+    #[test]
+    fn what_was_carried_in_part_does_not_come_back_behind_its_clear() {
+        let put = || {
+            vec![Change::Put { collection: "c", member: "a", version: 1, deadline: None, codec: "raw", value: b"v" }]
+        };
+        for is_durable in [false, true] {
+            let clear = vec![Change::Clear { collection: "c", version: 2 }];
+            let frames = vec![(put(), false), (clear, is_durable), (put(), false)];
+            let mut left = Left { frames, carried: Vec::new() };
+            let (engine, _) = Engine::read(&mut left).unwrap();
+            assert_eq!(engine.tally().0, 0);
+            // Both, or none.
+            assert_eq!(left.carried.len(), if is_durable { 0 } else { 2 });
+        }
+    }
 }

@@ -42,10 +42,10 @@ impl Backend for Look {
         let place = Arc::new(Place::look(&self.path, self.fs.clone(), self.kept)?);
         let kept = place.kept;
         let counter = match kept.layout() {
-            Layout::Files => files::look(place, loader),
+            Layout::Files => files::look(place.clone(), loader),
             Layout::Packed => packed::look(&place, loader),
         }?;
-        if self.kept.is_none() && Place::look(&self.path, self.fs.clone(), None)?.kept != kept {
+        if self.kept.is_none() && !place.is_kept(kept) {
             // It was moved meanwhile: what was there has gone to another place.
             let moved = std::io::ErrorKind::NotFound.into();
             return Err(Error::io("look at", self.path.join(META_DIR).join(FORMAT_FILE), moved));
