@@ -128,11 +128,12 @@ fn unpack(fs: Arc<dyn Fs>, path: &Path) -> Result<()> {
         refuse_foreign(&place)?;
     }
     let segments = place.read_segments()?;
+    let before = journal::list(&*place.fs, &place.journal)?;
     place.forget_segments()?;
     let begun = place.write_kept(Kept::PackedBesideFiles);
-    let before = journal::list(&*place.fs, &place.journal)?;
     let written = begun.and_then(|()| write_all(&place, &engine, Layout::Files, counter));
-    let moved = written.and_then(|()| close_journal(&place, counter)).and_then(|()| place.write_kept(Kept::Files));
+    let moved =
+        written.and_then(|()| end_segments(&place, &before, counter)).and_then(|()| place.write_kept(Kept::Files));
     if moved.is_err() {
         // What cannot be removed goes with the next load.
         _ = undo_unpack(&place, &before, segments);
@@ -144,8 +145,8 @@ fn unpack(fs: Arc<dyn Fs>, path: &Path) -> Result<()> {
 
 /// Writes a packed segment with nothing in it. To a packed store it says nothing, to one of files that none of the segments
 /// counts: a part of them is not what the files say, nor are all of them in the order of their numbers.
-fn close_journal(place: &Arc<Place>, counter: u64) -> Result<()> {
-    let numbers = Numbers::after(front::segments(place)?.highest);
+fn end_segments(place: &Arc<Place>, before: &[u64], counter: u64) -> Result<()> {
+    let numbers = Numbers::after(before.iter().copied().max().unwrap_or(0));
     Out::new(place, numbers.next()).finish(counter)
 }
 

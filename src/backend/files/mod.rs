@@ -204,8 +204,7 @@ impl Opened {
             None => (front::segments(&place)?, HashMap::new()),
         };
         let front::Segments { known: found, replaced: gone, highest, any_is_packed: was_packed } = segments;
-        // The store was packed, or was about to be: what its files hold, they hold all of it, and the order of a packed store's
-        // segments says nothing.
+        // If the store was packed, or was about to be, its files say everything, and the order of the segments nothing.
         for known in &found {
             let bytes = match read.remove(&known.number) {
                 Some(bytes) => bytes,
